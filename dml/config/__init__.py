@@ -1,0 +1,1 @@
+"""Configuration: types and ranges, rules across groups, composition. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Data: indexes of images, splits, samplers, preprocessing and loaders."""

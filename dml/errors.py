@@ -1,0 +1,42 @@
+"""The errors a user can meet. Each one names the input and the mend."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: `where` is what the user typed (``loss.margin=9``), `what` says why and the mend.
+
+    `what` may hold several lines; the first says what is wrong, the others what to do.
+    """
+
+    where: str
+    what: str
+
+
+class ConfigurationError(Exception):
+    """The command line or what it names (data, weights, directories) cannot work. Exit code 2."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = list(problems)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        head = f"{count} problem{'s' if count != 1 else ''} in the configuration"
+        width = max((len(problem.where) for problem in self.problems), default=0)
+        width = min(width, 32)
+        lines = [head]
+        for problem in self.problems:
+            first, *rest = problem.what.splitlines()
+            if len(problem.where) > width:
+                lines += [f"  {problem.where}", f"  {'':{width}}  {first}"]
+            else:
+                lines.append(f"  {problem.where:{width}}  {first}")
+            lines += [f"  {'':{width}}  {line}" for line in rest]
+        return "\n".join(lines)
+
+
+class RunError(Exception):
+    """A run that began cannot go on: an unreadable image, a loss that is not finite. Exit code 1."""
