@@ -25,8 +25,8 @@ class ConfigurationError(Exception):
     def __str__(self) -> str:
         count = len(self.problems)
         head = f"{count} problem{'s' if count != 1 else ''} in the configuration"
-        width = max((len(problem.where) for problem in self.problems), default=0)
-        width = min(width, 32)
+        short = [len(problem.where) for problem in self.problems if len(problem.where) <= 32]
+        width = max(short, default=2)
         lines = [head]
         for problem in self.problems:
             first, *rest = problem.what.splitlines()

@@ -1,0 +1,103 @@
+"""Config in, objects out: the only place that calls hydra.utils.instantiate.
+
+Nothing heavy is imported here; instantiate imports what a `_target_` names.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dml.config import losses as loss_schemas
+from dml.data.index import ImageIndex
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from dml.encoder import Encoder
+
+# Options of a group that are read by others than the thing it builds.
+DATA_ONLY = ("num_train_classes", "recall_k", "on_bad_image")
+LOSS_ONLY = ("lr_scale", "weight_decay")
+
+
+def build(node: DictConfig, *leave_out: str, **more: Any) -> Any:
+    """Instantiate a node without some of its options and with some arguments more."""
+    options = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(options, dict)
+    kept = {str(key): value for key, value in options.items() if key not in leave_out}
+    return instantiate(kept, _convert_="all", **more)
+
+
+def index(config: DictConfig) -> ImageIndex:
+    """The data set's files, labels and splits."""
+    return build(config.data, *DATA_ONLY)
+
+
+def sampler(config: DictConfig, labels: Any) -> Any:
+    """Batches over training labels int64 [n]."""
+    return build(config.sampler, labels=labels, seed=config.seed)
+
+
+def geometry(config: DictConfig) -> str:
+    """How the chosen loss compares embeddings, hence how they are evaluated: cosine, dot or euclidean."""
+    return loss_schema(config).geometry
+
+
+def loss_schema(config: DictConfig) -> type[loss_schemas.LossSchema]:
+    """The schema class of the chosen loss, which says what the loss demands."""
+    return OmegaConf.get_type(config, "loss")
+
+
+def encoder(config: DictConfig, normalize: bool | None = None) -> "Encoder":
+    """Trunk, head, and L2 normalisation; `normalize` None: as the loss demands."""
+    from dml.encoder import Encoder, pooled_features
+
+    trunk = build(config.backbone)
+    head = build(config.head, in_features=pooled_features(trunk, config.head.pooling))
+    return Encoder(trunk, head, geometry(config) == "cosine" if normalize is None else normalize)
+
+
+def loss(config: DictConfig) -> "nn.Module":
+    """The loss module."""
+    return build(config.loss, *LOSS_ONLY)
+
+
+def miner(config: DictConfig) -> Any:
+    """The miner, or None."""
+    return build(config.miner)
+
+
+def train_transform(config: DictConfig, encoder: "Encoder") -> Callable[[Any], "Tensor"]:
+    """Augmentation that ends in the encoder's own normalisation."""
+    return build(config.augment, preprocess=encoder.preprocess)
+
+
+def optimizer(config: DictConfig, encoder: "Encoder", loss: "nn.Module") -> "Optimizer":
+    """The optimizer over trunk, head and the loss's parameters."""
+    from dml.optim import parameter_groups
+
+    groups = parameter_groups(
+        encoder,
+        loss,
+        lr=config.optimizer.lr,
+        head_lr=config.optimizer.head_lr,
+        weight_decay=config.optimizer.weight_decay,
+        loss_lr_scale=config.loss.get("lr_scale", 1.0),
+        loss_weight_decay=config.loss.get("weight_decay", 0.0),
+    )
+    return build(config.optimizer, "head_lr", _partial_=True)(groups)
+
+
+def schedule(config: DictConfig, total_steps: int) -> Callable[[int], float]:
+    """Factor on the learning rates by optimizer step."""
+    return build(config.schedule, _partial_=True)(total_steps)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries, interpolations resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

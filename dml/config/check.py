@@ -1,0 +1,302 @@
+"""Rules: ranges within each group, then what holds between groups and between options and data.
+
+Everything wrong is collected and raised together, before torch is imported and anything is written.
+"""
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dml import build
+from dml.config.compose import Composed
+from dml.config.ranges import MISSING, Checked
+from dml.data.index import ImageIndex
+from dml.errors import ConfigurationError, Problem
+
+GROUPS = (
+    "data",
+    "backbone",
+    "head",
+    "augment",
+    "loss",
+    "miner",
+    "sampler",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "loader",
+    "selection",
+    "evaluation",
+    "logger",
+)
+
+
+def check(composed: Composed, problems: list[Problem]) -> ImageIndex:
+    """Check a composed configuration; `problems` are those the command line already has.
+
+    Fills in what the data decide (`data.num_train_classes`) and returns the data's index.
+
+    Raises ConfigurationError with every problem found.
+    """
+    config = composed.config
+    found = list(problems)
+    data_problems = node_problems(config, "data")
+    index = None
+    others = [problem for group in GROUPS[1:] for problem in node_problems(config, group)]
+    others += seed_problems(config)
+    # The embedded sets are drawn at first use, which takes seconds: with mistakes to report, not now.
+    if not data_problems and (config.data.root is not None or not (found or others)):
+        try:
+            index = build.index(config)
+        except ConfigurationError as error:
+            data_problems = error.problems
+    found += data_problems + others
+    if index is not None:
+        config.data.num_train_classes = len(index.classes_of("train"))
+        found += rules_with_data(composed, index)
+    found += rules(composed) + run_dir_problems(composed)
+    if found or index is None:
+        raise ConfigurationError(found)
+    return index
+
+
+def check_data(composed: Composed) -> ImageIndex:
+    """Check what an evaluation needs of a configuration: its data, evaluation and loader groups.
+
+    Raises ConfigurationError with every problem found.
+    """
+    found = [
+        problem
+        for group in ("data", "evaluation", "loader")
+        for problem in node_problems(composed.config, group)
+    ]
+    if found:
+        raise ConfigurationError(found)
+    return build.index(composed.config)
+
+
+def node_problems(config: DictConfig, group: str) -> list[Problem]:
+    """Missing values and values out of range in one group."""
+    schema = OmegaConf.get_type(config, group)
+    if not (isinstance(schema, type) and issubclass(schema, Checked)):
+        return [Problem(f"{group}=?", "its file names no schema; add /schema/... to its defaults.")]
+    values: dict[str, Any] = {}
+    found = []
+    for key in config[group]:
+        try:
+            value = OmegaConf.to_container(config, resolve=False)[group][key]  # type: ignore[index]
+            if OmegaConf.is_missing(config[group], key) or value == MISSING:
+                found.append(Problem(f"{group}.{key}", f"has no value. Add {group}.{key}=..."))
+                continue
+            value = config[group][key]
+        except OmegaConfBaseException:
+            continue  # refers to something that is itself reported (data that could not be read)
+        values[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if found:
+        return found
+    node = object.__new__(schema)  # no constructor: it would stop at its own first problem
+    node.__dict__.update(dict.fromkeys(schema.__dataclass_fields__))  # type: ignore[attr-defined]
+    node.__dict__.update(values)
+    return node.problems(group)
+
+
+def seed_problems(config: DictConfig) -> list[Problem]:
+    """The top level has one range."""
+    if 0 <= config.seed < 2**32:
+        return []
+    return [Problem(f"seed={config.seed}", "must lie in [0, 4294967295].")]
+
+
+def words(composed: Composed, group: str) -> str:
+    """`loss=circle`, as chosen."""
+    return next(
+        (f"{choice.group}={choice.option}" for choice in composed.choices if choice.group == group),
+        group,
+    )
+
+
+def rules(composed: Composed) -> list[Problem]:
+    """What must hold between groups, whatever the data."""
+    config, found = composed.config, []
+    loss, sampler, miner = (
+        OmegaConf.get_type(config, group) for group in ("loss", "sampler", "miner")
+    )
+    loss_word, sampler_word, miner_word = (words(composed, g) for g in ("loss", "sampler", "miner"))
+    if loss.compares != "proxies" and not sampler.promises_positives:
+        found.append(
+            Problem(
+                sampler_word,
+                f"{loss_word} compares {loss.compares} within a batch, and {sampler_word} promises no "
+                f"two images of a class.\nDrop {sampler_word} ({loss_word} brings its own sampler), or "
+                "choose a loss with proxies (loss=proxy_nca).",
+            )
+        )
+    if miner.kind is not None and miner.kind not in loss.miners:
+        takes = " or ".join(loss.miners)
+        found.append(
+            Problem(
+                miner_word,
+                f"{miner_word} finds {miner.kind}, and {loss_word} takes "
+                + (f"{takes} only." if takes else "no miner.")
+                + " Drop it, or add miner=none.",
+            )
+        )
+    metrics = list(config.evaluation.metrics)
+    if config.selection.metric not in metrics:
+        found.append(
+            Problem(
+                f"selection.metric={config.selection.metric}",
+                f"is not among evaluation.metrics ({', '.join(metrics)}).",
+            )
+        )
+    if config.logger.name == "wandb" and config.logger.mode == "online" and not wandb_login():
+        found.append(
+            Problem(
+                words(composed, "logger"),
+                "Weights & Biases has no login here.\n"
+                "Run `wandb login`, set WANDB_API_KEY, or add logger.mode=offline.",
+            )
+        )
+    return found
+
+
+def wandb_login() -> bool:
+    """Whether W&B would find a key: in the environment, or in the netrc file where it keeps them."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
+    """What must hold between the options and the data."""
+    config, found = composed.config, []
+    train = index.part("train")
+    for split, part in (("train", train), ("test", index.part("test"))):
+        if part.num_classes < 2:
+            found.append(
+                Problem(
+                    words(composed, "data"),
+                    f"its {split} split has {part.num_classes} classes, and at least 2 are needed.",
+                )
+            )
+    if len(train) and not node_problems(config, "sampler"):
+        try:
+            build.sampler(config, train.labels)
+        except ConfigurationError as error:
+            found += error.problems
+    has_val = len(index.part("val")) > 0
+    if not has_val and config.selection.rule == "best":
+        found.append(
+            Problem(
+                "selection.rule=best",
+                "needs validation classes, and there are none.\n"
+                "Add data.val_fraction=0.1, or selection.rule=last.",
+            )
+        )
+    if not has_val and config.selection.patience is not None:
+        found.append(
+            Problem(
+                f"selection.patience={config.selection.patience}",
+                "early stopping needs validation classes, and there are none.",
+            )
+        )
+    return found
+
+
+def run_dir_problems(composed: Composed) -> list[Problem]:
+    """Where the run is written and what it resumes."""
+    config, found = composed.config, []
+    directory = Path(config.run_dir).expanduser() if config.run_dir else None
+    checkpoint = checkpoint_path(config)
+    if directory and directory.exists() and not directory.is_dir():
+        found.append(Problem(f"run_dir={config.run_dir}", "is a file. Choose a directory."))
+    elif directory and (directory / "record.json").exists():
+        found.append(
+            Problem(
+                f"run_dir={config.run_dir}",
+                "holds a finished run (record.json).\nChoose another directory, or remove that one.",
+            )
+        )
+    elif directory and not config.ckpt_path and (directory / "checkpoints" / "last.ckpt").exists():
+        found.append(
+            Problem(
+                f"run_dir={config.run_dir}",
+                "holds an unfinished run.\nAdd ckpt_path=last to resume it, or choose another directory.",
+            )
+        )
+    if config.ckpt_path == "last" and directory is None:
+        found.append(
+            Problem("ckpt_path=last", "of which run? Add run_dir=DIR, the directory of that run.")
+        )
+    elif checkpoint is not None and not checkpoint.is_file():
+        found.append(Problem(f"ckpt_path={config.ckpt_path}", f"there is no file {checkpoint}."))
+    elif checkpoint is not None and directory is not None:
+        found += changed_options(composed, directory)
+    return found
+
+
+def checkpoint_path(config: DictConfig) -> Path | None:
+    """The checkpoint that `ckpt_path` names, or None."""
+    if config.ckpt_path is None:
+        return None
+    if config.ckpt_path == "last":
+        return Path(config.run_dir or ".").expanduser() / "checkpoints" / "last.ckpt"
+    return Path(config.ckpt_path).expanduser()
+
+
+# Options that may differ when a run is resumed: they decide no number, or only how far it goes.
+MAY_CHANGE = (
+    "run_dir",
+    "ckpt_path",
+    "dry_run",
+    "loader.",
+    "logger.",
+    "trainer.enable_progress_bar",
+)
+
+
+def changed_options(composed: Composed, directory: Path) -> list[Problem]:
+    """Options that differ between the run to be resumed and this command line."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return []
+    before, now = flat(OmegaConf.load(path)), flat(composed.config)
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if old != new and not key.startswith(MAY_CHANGE):
+            found.append(
+                Problem(
+                    f"{key}={new}",
+                    f"the run in {directory} was started with {old}. Add {key}={old}, or start a new run.",
+                )
+            )
+    return found
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    try:
+        walk(OmegaConf.to_container(config, resolve=True), "")
+    except OmegaConfBaseException:  # unresolvable: reported elsewhere
+        walk(OmegaConf.to_container(config, resolve=False), "")
+    return found

@@ -1,0 +1,295 @@
+"""From a command line to a configuration, with every mistake of the command line at once.
+
+Hydra composes; it stops at the first mistake. So each word is first held against what exists, and what
+is wrong becomes a `Problem` with the nearest legal names.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dml.config import schema
+from dml.data.index import shortened
+from dml.errors import ConfigurationError, Problem
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which file of a group was chosen, and by whom: the default, a loss, a data set, an experiment."""
+
+    group: str
+    option: str
+    chosen_by: str
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A configuration and where it came from. `overrides` are the words of the command line."""
+
+    config: DictConfig
+    choices: list[Choice]
+    overrides: list[str]
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside an installed wheel, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configs/train.yaml in {package} or beside it: broken installation")
+
+
+def register() -> None:
+    """Tell Hydra and OmegaConf about our schemas and interpolations. May be called again."""
+    schema.register()
+    OmegaConf.register_new_resolver("metrics_for", metrics_for, replace=True)
+
+
+def metrics_for(recall_k: list[int]) -> list[str]:
+    """The metrics that a data set's K values ask for: recall@k each, then MAP@R and R-precision."""
+    return [f"recall@{k}" for k in recall_k] + ["map@r", "r_precision"]
+
+
+@contextmanager
+def hydra_loader() -> Iterator[ConfigLoader]:
+    """Hydra's loader over our configuration folder."""
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance()
+        yield hydra.config_loader()
+
+
+def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
+    """Words of the command line as Hydra overrides, and those that cannot be read."""
+    parser, overrides, problems = OverridesParser.create(), [], []
+    for word in words:
+        try:
+            overrides += parser.parse_overrides([word])
+        except HydraException as error:
+            reason = str(error).splitlines()[1:2]
+            problems.append(
+                Problem(
+                    word, f"cannot be read ({'; '.join(reason)}).\nOptions are written key=value."
+                )
+            )
+    return overrides, problems
+
+
+def expand(words: list[str]) -> tuple[list[list[str]], list[str]]:
+    """All jobs of a sweep: the product over every `key=a,b`, and the keys that vary."""
+    overrides, problems = parse(words)
+    if problems:
+        raise ConfigurationError(problems)
+    varied = [override for override in overrides if override.is_sweep_override()]
+    for override in varied:
+        if not (override.is_discrete_sweep() or override.is_range_sweep()):
+            problems.append(
+                Problem(str(override.input_line), "is no list of values. Write key=a,b,c.")
+            )
+    if problems:
+        raise ConfigurationError(problems)
+    axes = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in overrides
+    ]
+    jobs = [list(job) for job in itertools.product(*axes)]
+    return jobs, [override.get_key_element() for override in varied]
+
+
+def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed, list[Problem]]:
+    """Compose a command line as far as it is legal.
+
+    Returns the configuration made of every legal word, and a problem for every other one, so that the
+    caller can go on checking and report all of them together.
+    """
+    overrides, problems = parse(words)
+    with hydra_loader() as loader:
+        groups, values = [], []
+        for override in overrides:
+            if override.is_sweep_override():
+                problems.append(
+                    Problem(
+                        str(override.input_line),
+                        "names several values. Add -m to run each of them.",
+                    )
+                )
+            elif is_group(loader, override):
+                problem = group_problem(loader, override)
+                problems += [problem] if problem else []
+                groups += [] if problem else [str(override.input_line)]
+            else:
+                values.append(override)
+        try:
+            base = compose(config_name, overrides=groups)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigurationError(
+                [*problems, Problem(" ".join(groups) or config_name, first_lines(error))]
+            ) from error
+        legal = []
+        for override in values:
+            word, problem = value_word(loader, base, override)
+            problems += [problem] if problem else []
+            legal += [] if problem else [word]
+        config = compose(config_name, overrides=groups + legal) if legal else base
+        choices = chosen(loader, config_name, groups)
+    return Composed(config, choices, list(words)), problems
+
+
+def is_group(loader: ConfigLoader, override: Override) -> bool:
+    """Whether an override chooses a file of a group (``loss=circle``) rather than a value."""
+    return override.key_or_group != "" and loader.group_exists(override.key_or_group)
+
+
+def options_of(loader: ConfigLoader, group: str) -> list[str]:
+    """The files of a group."""
+    return sorted(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+
+
+def group_problem(loader: ConfigLoader, override: Override) -> Problem | None:
+    """What is wrong with a group override, or None."""
+    group, value, word = override.key_or_group, override.value(), str(override.input_line)
+    if override.is_delete():
+        return Problem(
+            word, f"a group cannot be removed. Choose one: {group}=none where there is one."
+        )
+    if value is None and group == "experiment":
+        return None
+    options = options_of(loader, group)
+    if not isinstance(value, str) or value not in options:
+        return Problem(
+            word, f"{group} has no {value!r}. {nearest(str(value), options, group + '=')}"
+        )
+    return None
+
+
+def value_word(
+    loader: ConfigLoader, base: DictConfig, override: Override
+) -> tuple[str, Problem | None]:
+    """A value override in the form Hydra will take, or what is wrong with it."""
+    key, word = override.get_key_element(), str(override.input_line)
+    name = override.key_or_group
+    if name.startswith("hydra"):
+        return word, None
+    if override.is_delete():
+        return word, Problem(word, "an option cannot be removed. Give it another value.")
+    parent_key, _, leaf = name.rpartition(".")
+    parent = OmegaConf.select(base, parent_key) if parent_key else base
+    if not isinstance(parent, DictConfig):
+        return word, unknown_key(loader, base, name, word)
+    free = OmegaConf.get_type(parent) is dict and parent_key != ""
+    if not free and leaf not in parent:
+        return word, unknown_key(loader, base, name, word)
+    if leaf in parent and OmegaConf.is_dict(parent[leaf]) and not free:
+        first = next(iter(parent[leaf]), "key")
+        if OmegaConf.get_type(parent, leaf) is not dict:
+            return word, Problem(
+                word, f"{name} holds several options. Set them one by one: {name}.{first}=..."
+            )
+    try:
+        trial = OmegaConf.create({}) if free else OmegaConf.masked_copy(parent, [leaf])
+        if not free:
+            OmegaConf.update(trial, leaf, override.value(), merge=False)
+    except OmegaConfBaseException as error:
+        return word, Problem(word, f"{first_lines(error)}.")
+    # Free dictionaries (backbone.kwargs) take new keys without the `+` that Hydra asks for.
+    bare = key.lstrip("+")
+    return (f"++{bare}={word.split('=', 1)[1]}" if free or key != bare else word), None
+
+
+def unknown_key(loader: ConfigLoader, base: DictConfig, name: str, word: str) -> Problem:
+    """The message for a key that does not exist, with the nearest that do."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):  # the deepest part of the path that exists
+        above = ".".join(parts[:depth])
+        node = OmegaConf.select(base, above) if above else base
+        if isinstance(node, DictConfig):
+            names = [str(option) for option in node if option != "_target_"]
+            if not above:
+                names = sorted(
+                    {*names, *(g for g in loader.list_groups("") if g != "hydra")} - {"schema"}
+                )
+            owner = f"{above} has" if above else "there is"
+            prefix = f"{above}." if above else ""
+            hints = getattr(OmegaConf.get_type(node), "hints", {})
+            if parts[depth] in hints:  # another library's name for an option of ours
+                return Problem(word, f"{owner} no option {parts[depth]!r}. {hints[parts[depth]]}")
+            return Problem(
+                word, f"{owner} no option {parts[depth]!r}. {nearest(parts[depth], names, prefix)}"
+            )
+    raise AssertionError("the configuration itself is a node")
+
+
+def nearest(name: str, names: list[str], prefix: str) -> str:
+    """`Did you mean loss=circle? Options: ...`"""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    guess = f"Did you mean {prefix}{close[0]}?\n" if close else ""
+    return f"{guess}Options: {shortened(names, 40)}."
+
+
+def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> list[Choice]:
+    """Each group, the file taken for it, and who asked for that file."""
+    typed = {word.lstrip("+").split("=", 1)[0] for word in group_words}
+    defaults = loader.compute_defaults_list(config_name, group_words, RunMode.RUN)
+    experiment = next(
+        (
+            d.config_path
+            for d in defaults.defaults
+            if (d.config_path or "").startswith("experiment/")
+        ),
+        None,
+    )
+    overridden = experiment_overrides(experiment) if experiment else set()
+    choices = []
+    for default in defaults.defaults:
+        group, _, option = (default.config_path or "").rpartition("/")
+        if (
+            not group
+            or group.startswith(("hydra", "schema"))
+            or default.parent == f"{group}/{option}"
+        ):
+            continue
+        if default.parent and default.parent.split("/")[0] == group:
+            continue  # a file that extends another of its own group: the choice is the outer one
+        if group in typed:
+            by = "command line"
+        elif group in overridden:
+            by = str(experiment).replace("/", "=")
+        elif default.parent in (config_name, "<root>"):
+            by = "default"
+        else:
+            by = str(default.parent).replace("/", "=")
+        choices.append(Choice(group, option, by))
+    return sorted(choices, key=lambda choice: choice.group)
+
+
+def experiment_overrides(path: str) -> set[str]:
+    """Groups that an experiment file chooses."""
+    defaults = OmegaConf.load(config_dir() / f"{path}.yaml").get("defaults", [])
+    words = [str(key) for entry in defaults if OmegaConf.is_dict(entry) for key in entry]
+    return {
+        word.removeprefix("override").strip().strip("/") for word in words if "override" in word
+    }
+
+
+def first_lines(error: BaseException) -> str:
+    """What an exception says, without OmegaConf's key listing."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type="))]
+    return " ".join(kept[:3])

@@ -1,0 +1,247 @@
+"""Types and ranges of every configuration group but data, samplers, losses and miners.
+
+A value lives in the YAML, beside its source; here are its type, its range and what it does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from dml.config import data, losses
+from dml.config.ranges import MISSING, Checked, choice, count, number, positive
+from dml.errors import Problem
+
+
+@dataclass
+class Backbone(Checked):
+    """A timm model without its classifier."""
+
+    _target_: str = MISSING
+    name: str = MISSING  # any name that timm.create_model knows
+    pretrained: bool = MISSING  # timm's weights for that name; needs the network once
+    weights: str | None = None  # a file instead: safetensors or a plain state dict, loaded strictly
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+    # How images reach the trunk. null keeps what timm records for the weights.
+    image_size: int | None = count(8)
+    resize: int | None = count(
+        8
+    )  # shorter side before the centre crop; null: image_size / crop_pct
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = choice("bilinear", "bicubic", "nearest", "lanczos")
+    freeze_bn: bool = MISSING  # keep BatchNorm statistics as loaded (pitfall D3)
+    freeze_epochs: int = count(0)  # train the head alone for this many epochs
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and what contradicts itself within the group."""
+        found = super().problems(prefix)
+        if self.pretrained and self.weights:
+            found.append(
+                Problem(
+                    f"{prefix}.weights={self.weights}",
+                    f"and {prefix}.pretrained=true name two sets of weights. "
+                    f"Add {prefix}.pretrained=false.",
+                )
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, 3):
+                found.append(Problem(f"{prefix}.{name}={values}", "takes one number or three."))
+        if self.std is not None and any(value <= 0 for value in self.std):
+            found.append(Problem(f"{prefix}.std={self.std}", "must be above 0."))
+        if self.image_size and self.resize and self.resize < self.image_size:
+            found.append(
+                Problem(
+                    f"{prefix}.resize={self.resize}",
+                    f"is below {prefix}.image_size={self.image_size}, which is cropped from it.",
+                )
+            )
+        return found
+
+
+@dataclass
+class Head(Checked):
+    """Pooling, then a linear embedding layer."""
+
+    _target_: str = MISSING
+    pooling: str = choice("avg", "max", "avg_max", "gem", "native")
+    dim: int = count(1)
+    layer_norm: bool = MISSING
+
+
+@dataclass
+class Augment(Checked):
+    """Training images: a random crop, a random warp, a flip, a change of colours."""
+
+    _target_: str = MISSING
+    scale: list[float] = field(default_factory=list)  # share of the area that a crop keeps
+    ratio: list[float] = field(default_factory=list)  # width / height of a crop
+    flip: float = number(0, 1)
+    degrees: float = number(0, 180)
+    translate: float = number(0, 1)
+    shear: float = number(0, 90)
+    color_jitter: float = number(0, 1)
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and intervals in order."""
+        found = super().problems(prefix)
+        for name, highest in (("scale", 1.0), ("ratio", 10.0)):
+            values = getattr(self, name)
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
+                found.append(
+                    Problem(
+                        f"{prefix}.{name}={values}",
+                        f"must be [low, high] with 0 < low <= high <= {highest:g}.",
+                    )
+                )
+        return found
+
+
+@dataclass
+class Optimizer(Checked):
+    """Learning rates of trunk and head; a loss with parameters scales the head's by its lr_scale."""
+
+    _target_: str = MISSING
+    lr: float = positive()
+    head_lr: float = positive()
+    weight_decay: float = number(0)
+
+
+@dataclass
+class Adam(Optimizer):
+    """Adam and AdamW."""
+
+    betas: list[float] = field(default_factory=list)
+    eps: float = positive()
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and both betas in [0, 1)."""
+        found = super().problems(prefix)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            found.append(Problem(f"{prefix}.betas={self.betas}", "must be two numbers in [0, 1)."))
+        return found
+
+
+@dataclass
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = number(0, 1, open_high=True)
+    nesterov: bool = MISSING
+
+
+@dataclass
+class Schedule(Checked):
+    """Factor on every learning rate, by optimizer step; warm-up rises linearly from 0."""
+
+    _target_: str = MISSING
+    warmup_steps: int = count(0)
+
+
+@dataclass
+class CosineSchedule(Schedule):
+    """Half a cosine from 1 to `final` at the last step."""
+
+    final: float = number(0, 1)
+
+
+@dataclass
+class StepSchedule(Schedule):
+    """Times `gamma` after each `every` steps."""
+
+    every: int = count(1)
+    gamma: float = number(0, 1, open_low=True)
+
+
+@dataclass
+class Trainer(Checked):
+    """Length and means of training; the arguments are pytorch_lightning.Trainer's own."""
+
+    max_epochs: int = count(1)
+    max_steps: int = count(-1, note="-1 means: max_epochs decides.")
+    accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
+    devices: Any = MISSING  # "auto", a number, or a list of device numbers
+    precision: str = choice("32-true", "16-mixed", "bf16-mixed", "64-true")
+    gradient_clip_val: float | None = number(0, open_low=True)
+    check_val_every_n_epoch: int = count(1)
+    log_every_n_steps: int = count(1)
+    enable_progress_bar: bool = MISSING
+
+
+@dataclass
+class Loader(Checked):
+    """How images are read. No number depends on it."""
+
+    num_workers: int = count(0)
+    eval_batch_size: int = count(1)
+
+
+@dataclass
+class Selection(Checked):
+    """Which weights are evaluated on the test classes. Test classes choose nothing."""
+
+    rule: str = choice("auto", "best", "last")
+    metric: str = MISSING
+    patience: int | None = count(1)  # stop after so many validations without a gain; null: never
+
+
+@dataclass
+class Evaluation(Checked):
+    """What is measured."""
+
+    metrics: list[str] = field(default_factory=list)
+    backend: str = choice("faiss", "torch")
+
+
+@dataclass
+class Logger(Checked):
+    """Where curves go beside metrics.csv, which is always written."""
+
+    name: str = choice("csv", "wandb")
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    mode: str | None = choice("online", "offline")
+
+
+@dataclass
+class Train:
+    """The whole configuration."""
+
+    data: Any = MISSING
+    backbone: Any = MISSING
+    head: Any = MISSING
+    augment: Any = MISSING
+    loss: Any = MISSING
+    miner: Any = MISSING
+    sampler: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    trainer: Any = MISSING
+    loader: Loader = field(default_factory=Loader)
+    selection: Selection = field(default_factory=Selection)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    logger: Any = MISSING
+    seed: int = count(0, 2**32 - 1)
+    run_dir: str | None = None
+    ckpt_path: str | None = None
+    dry_run: bool = MISSING
+
+
+def register() -> None:
+    """Tell Hydra the schemas, under ``schema/<group>/<name>``."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=Train)
+    store.store(group="schema/backbone", name="timm", node=Backbone)
+    store.store(group="schema/head", name="linear", node=Head)
+    store.store(group="schema/augment", name="standard", node=Augment)
+    store.store(group="schema/optimizer", name="adam", node=Adam)
+    store.store(group="schema/optimizer", name="sgd", node=SGD)
+    store.store(group="schema/schedule", name="constant", node=Schedule)
+    store.store(group="schema/schedule", name="cosine", node=CosineSchedule)
+    store.store(group="schema/schedule", name="step", node=StepSchedule)
+    store.store(group="schema/trainer", name="default", node=Trainer)
+    store.store(group="schema/logger", name="logger", node=Logger)
+    data.register(store)
+    losses.register(store)

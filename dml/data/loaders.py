@@ -1,0 +1,90 @@
+"""Batches in the order that a sampler decides, the same whatever the number of workers."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from dml.data.images import Images, collate
+from dml.data.index import ImageSet
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """A torch batch sampler over one of `dml.data.samplers`, with a place to resume at.
+
+    Yields lists of (position, seed): the seed of each image's augmentation depends on
+    (seed, epoch, batch, slot) alone.
+    """
+
+    def __init__(self, sampler, seed: int):
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = 0
+        self.resume: tuple[int, int] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def resume_at(self, step: int) -> None:
+        """Start where `step` batches have already been used; later epochs are whole."""
+        self.resume = divmod(step, len(self.sampler))
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, start = self.resume or (self.epoch, 0)
+        self.resume = None
+        for number, batch in enumerate(islice(self.sampler.batches(epoch), start, None), start):
+            stream = np.random.SeedSequence((self.seed, epoch, number))
+            seeds = stream.generate_state(len(batch), np.uint64) >> np.uint64(1)
+            yield list(zip(batch.tolist(), seeds.tolist(), strict=True))
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader that says it can be resumed; where it resumes is set by `EpochBatches.resume_at`."""
+
+    def state_dict(self) -> dict:
+        """Nothing: the position follows from the checkpoint's global step."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Nothing to restore; see `state_dict`."""
+
+
+def train_loader(
+    images: ImageSet,
+    sampler,
+    transform: Callable[[Image.Image], Tensor],
+    seed: int,
+    num_workers: int,
+) -> TrainLoader:
+    """Batches of augmented training images."""
+    return TrainLoader(
+        Images(images, transform),
+        batch_sampler=EpochBatches(sampler, seed),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=collate,
+    )
+
+
+def eval_loader(
+    images: ImageSet,
+    transform: Callable[[Image.Image], Tensor],
+    batch_size: int,
+    num_workers: int,
+    persistent: bool = False,
+) -> DataLoader:
+    """Every image once, in order."""
+    return DataLoader(
+        Images(images, transform),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=persistent and num_workers > 0,
+        collate_fn=collate,
+    )

@@ -1,0 +1,95 @@
+"""N-pair loss: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective",
+NIPS 2016.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dml.losses.pairs import (
+    check_finite,
+    compare,
+    full_precision,
+    masked_logsumexp,
+    mean_over,
+    pair_masks,
+)
+from dml.types import Embeddings, IndicesTuple, Labels
+
+
+def n_pair_values(
+    products: Float[Tensor, "n m"], negatives: Bool[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
+    """One value per pair, read as a positive one; 0 where the anchor has no negative."""
+    return F.softplus(masked_logsumexp(products, negatives)[:, None] - products)
+
+
+def first_two(
+    labels: Int[Tensor, " n"],
+) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
+    """Positions of the first and of the second image of every class that has two."""
+    same = labels[:, None] == labels
+    earlier = same.tril(-1).sum(dim=1)  # images of the class before this one
+    has_two = same.sum(dim=1) > 1
+    return ((earlier == 0) & has_two).nonzero().flatten(), (earlier == 1).nonzero().flatten()
+
+
+class NPair(nn.Module):
+    r"""Multi-class N-pair loss with the L2 penalty that belongs to it.
+
+        L = 1/N sum_i log(1 + sum_{j != i} exp(f_i . f_j+ - f_i . f_i+)) + w mean |f|^2
+
+    A batch holds one pair (f_i, f_i+) of each of N classes: the first image of a class in the batch
+    is its anchor, the second its positive, further ones are left out, and so are classes with a
+    single image. (sampler=pairs makes batches of exactly two per class.) The negatives of an anchor
+    are the positives of the other classes.
+
+    With a miner's tuple or a reference the pairs are those given: the mean over all positive pairs
+    (a, p) of log(1 + sum_n exp(f_a . f_n - f_a . f_p)), n over the anchor's negatives.
+
+    Geometry: dot; inner products of embeddings that are *not* normalised. Their length is part of
+    the model, and the penalty keeps it small.
+
+    Args:
+        l2_weight: w, at least 0; the mean runs over the anchors and positives in use.
+
+    Shapes: embeddings [n, d], labels [n] -> scalar. With one class there is nothing to tell apart:
+    the first term is 0. A batch without a positive pair gives 0 with gradient 0.
+    """
+
+    def __init__(self, l2_weight: float = 0.001):
+        super().__init__()
+        self.l2_weight = l2_weight
+
+    def forward(
+        self,
+        embeddings: Embeddings,
+        labels: Labels,
+        indices_tuple: IndicesTuple | None = None,
+        *,
+        reference: Float[Tensor, "m d"] | None = None,
+        reference_labels: Tensor | None = None,
+        self_slots: Tensor | None = None,
+    ) -> Float[Tensor, ""]:
+        """Loss of a batch; see `dml.losses` for the arguments."""
+        with full_precision(embeddings):
+            batch = compare(embeddings, labels, reference, reference_labels, self_slots)
+            if indices_tuple is None and reference is None:
+                anchors, others = first_two(batch.labels)
+                rows, columns = batch.embeddings[anchors], batch.embeddings[others]
+                positives = batch.labels[anchors][:, None] == batch.labels[others]
+                negatives = ~positives
+                used = torch.cat([rows, columns])
+            else:
+                rows, columns = batch.embeddings, batch.reference
+                positives, negatives = pair_masks(batch, indices_tuple)
+                in_use = positives.any(dim=1)
+                used = rows[in_use | positives.any(dim=0) if reference is None else in_use]
+            loss = mean_over(n_pair_values(rows @ columns.T, negatives), positives)
+            loss = loss + self.l2_weight * used.square().sum() / max(len(used), 1)
+        return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)
+
+    def extra_repr(self) -> str:
+        """Hyperparameters for `print`."""
+        return f"l2_weight={self.l2_weight}"

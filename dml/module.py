@@ -1,0 +1,148 @@
+"""The LightningModule: encoder -> miner -> loss; collects embeddings and evaluates them."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from dml.data.images import BadImages, Batch
+from dml.encoder import Encoder
+from dml.errors import RunError
+from dml.evaluation import evaluate
+
+
+class DmlModule(pl.LightningModule):
+    """Trains an encoder with a loss.
+
+    loss: (embeddings, labels[, indices_tuple]) -> scalar.  miner: (embeddings, labels) -> indices_tuple,
+    or None.  optimizer: module -> torch optimizer.  schedule: total steps -> factor by step.
+    evaluation: keyword arguments of `dml.evaluation.evaluate`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: nn.Module,
+        miner: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None,
+        optimizer: Callable[["DmlModule"], Optimizer],
+        schedule: Callable[[int], Callable[[int], float]],
+        evaluation: dict[str, Any],
+        bad_images: BadImages,
+        seed: int,
+    ):
+        super().__init__()
+        self.encoder, self.loss, self.miner = encoder, loss, miner
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.evaluation, self.bad_images, self.seed = evaluation, bad_images, seed
+        self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.training_seconds = 0.0
+
+    def on_fit_start(self) -> None:
+        """Start the clock of training time."""
+        self.clock = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        """Release the trunk when its epochs of rest are over."""
+        self.encoder.trunk.frozen = self.current_epoch < self.encoder.trunk.freeze_epochs
+        self.encoder.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make the step's randomness (dropout, sampling miners) a function of seed and step alone.
+
+        A resumed run and one whose validation drew random numbers then go on as if nothing had been.
+        """
+        seed = int(np.random.SeedSequence((self.seed, self.global_step)).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (foreign code draws from the global state)
+        random.seed(seed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One batch to one loss."""
+        self.bad_images.check(batch)
+        if len(batch.labels) == 0:
+            return None
+        embeddings = self.encoder(batch.images)
+        if self.miner is None:
+            loss = self.loss(embeddings, batch.labels)
+        else:
+            loss = self.loss(embeddings, batch.labels, self.miner(embeddings, batch.labels))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embed in float32 whatever the precision of training, so that metrics do not depend on it."""
+        self.bad_images.check(batch)
+        if len(batch.labels) == 0:
+            return
+        with torch.autocast(batch.images.device.type, enabled=False):
+            embeddings = self.encoder(batch.images.float())
+        self.validation.append((embeddings.cpu(), batch.labels.cpu(), batch.ids.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Metrics on the validation classes."""
+        parts, self.validation = self.validation, []
+        if not parts:
+            raise RunError("no validation image could be read.")
+        embeddings, labels, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+        metrics = evaluate(embeddings, labels, query_ids=ids, **self.evaluation)
+        for name, value in metrics.items():
+            self.log(f"val/{name}", value, prog_bar=name == "recall@1")
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over all parameter groups, its rate set at every step."""
+        optimizer = self.make_optimizer(self)
+        factor = self.make_schedule(int(self.trainer.estimated_stepping_batches))
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the time spent and the images skipped, so that a resumed run reports all of it."""
+        checkpoint["training_seconds"] = self.training_seconds + time.monotonic() - self.clock
+        checkpoint["unreadable"] = dict(self.bad_images.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `on_save_checkpoint`."""
+        self.training_seconds = checkpoint["training_seconds"]
+        self.bad_images.skipped.update(checkpoint["unreadable"])
+
+
+@torch.no_grad()
+def embed(
+    encoders: dict[str, Callable[[Tensor], Tensor]],
+    batches: Any,
+    bad_images: BadImages,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Run several functions over the same images, each read once.
+
+    encoders: name -> (images float32 [n, 3, h, w] -> vectors [n, d]), already in evaluation mode and on
+    `device`.  Returns name -> float32 [N, d] on the CPU, labels int64 [N], ids int64 [N].
+    """
+    vectors: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    labels, ids = [], []
+    for batch in batches:
+        bad_images.check(batch)
+        if len(batch.labels) == 0:
+            continue
+        images = batch.images.to(device)
+        for name, encoder in encoders.items():
+            vectors[name].append(encoder(images).float().cpu())
+        labels.append(batch.labels)
+        ids.append(batch.ids)
+    if not labels:
+        raise RunError("no image could be read.")
+    return (
+        {name: torch.cat(parts) for name, parts in vectors.items()},
+        torch.cat(labels),
+        torch.cat(ids),
+    )

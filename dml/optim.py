@@ -1,0 +1,79 @@
+"""Parameter groups and learning-rate schedules in optimizer steps."""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from dml.encoder import Encoder
+
+
+def parameter_groups(
+    encoder: Encoder,
+    loss: nn.Module,
+    *,
+    lr: float,
+    head_lr: float,
+    weight_decay: float,
+    loss_lr_scale: float = 1.0,
+    loss_weight_decay: float = 0.0,
+) -> list[dict]:
+    """Groups for a torch optimizer: trunk, head and the loss's own parameters.
+
+    lr: trunk.  head_lr: head.  The loss's parameters (proxies, learned margins) learn at
+    head_lr * loss_lr_scale.  weight_decay falls on matrices and kernels only, not on biases and norms.
+
+    Raises AssertionError when a trainable parameter is in no group or in two: a programming error that
+    would leave, say, proxies untrained in silence (pitfall L4).
+    """
+    groups = []
+    for name, module, rate, decay in (
+        ("trunk", encoder.trunk, lr, weight_decay),
+        ("head", encoder.head, head_lr, weight_decay),
+        ("loss", loss, head_lr * loss_lr_scale, loss_weight_decay),
+    ):
+        parameters = list(module.parameters())
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
+        if matrices:
+            groups.append({"params": matrices, "lr": rate, "weight_decay": decay, "name": name})
+        if vectors:
+            groups.append(
+                {"params": vectors, "lr": rate, "weight_decay": 0.0, "name": f"{name} vectors"}
+            )
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trainable = {id(p) for module in (encoder, loss) for p in module.parameters()}
+    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
+    assert set(grouped) == trainable, "a parameter is in no optimizer group"
+    return groups
+
+
+def warm_up(step: int, warmup_steps: int) -> float:
+    """Rises linearly to 1 at `warmup_steps`; the first step is not 0, for it would train nothing."""
+    return min(1.0, (step + 1) / (warmup_steps + 1)) if warmup_steps else 1.0
+
+
+def constant(total_steps: int, *, warmup_steps: int) -> Callable[[int], float]:
+    """Factor 1 after the warm-up."""
+    del total_steps
+    return lambda step: warm_up(step, warmup_steps)
+
+
+def cosine(total_steps: int, *, warmup_steps: int, final: float) -> Callable[[int], float]:
+    """Half a cosine from 1 after the warm-up to `final` at the last step (SGDR, arXiv:1608.03983)."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warm_up(step, warmup_steps)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor
+
+
+def step(
+    total_steps: int, *, warmup_steps: int, every: int, gamma: float
+) -> Callable[[int], float]:
+    """Times `gamma` after each `every` steps, counted from the start."""
+    del total_steps
+    return lambda number: warm_up(number, warmup_steps) * gamma ** (number // every)

@@ -1,0 +1,167 @@
+"""record.json: what was run, on what, and what came out; enough to make the number again.
+
+Torch-free, so that reports and checks start quickly.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dml.errors import RunError
+
+FORMAT = 1
+FILE = "record.json"
+
+# Name -> type of every required entry; dots step into dictionaries.
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "command": str,
+    "overrides": list,
+    "choices": list,
+    "config": dict,
+    "seed": int,
+    "code.commit": (str, type(None)),
+    "code.dirty": (bool, type(None)),
+    "versions": dict,
+    "hardware": dict,
+    "started": str,
+    "seconds.total": float,
+    "seconds.training": float,
+    "peak_memory_bytes": int,
+    "data.name": str,
+    "data.fingerprint": str,
+    "data.splits": dict,
+    "data.unreadable": dict,
+    "protocol": dict,
+    "checkpoint.rule": str,
+    "checkpoint.epoch": int,
+    "checkpoint.step": int,
+    "metrics.frozen": dict,
+    "metrics.untrained": dict,
+    "metrics.val": (dict, type(None)),
+    "metrics.test": dict,
+}
+
+
+def problems(record: Mapping[str, Any]) -> list[str]:
+    """What keeps a dictionary from being a record: missing entries, wrong types, metrics out of [0, 1]."""
+    found = []
+    for name, kind in REQUIRED.items():
+        value: Any = record
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                found.append(f"{name} is missing")
+                break
+            value = value[part]
+        else:
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                found.append(f"{name} is {type(value).__name__}, not {kind}")
+    metrics = record.get("metrics")
+    for split, values in metrics.items() if isinstance(metrics, Mapping) else ():
+        for name, value in (values or {}).items():
+            if not isinstance(value, float) or not 0 <= value <= 1:
+                found.append(f"metrics.{split}.{name}={value} is no fraction in [0, 1]")
+    if record.get("format") not in (FORMAT, None):
+        found.append(f"format {record['format']} is not {FORMAT}, which this version reads")
+    return found
+
+
+def write(record: Mapping[str, Any], directory: Path) -> Path:
+    """Write record.json aside, then rename: there is a whole record or none."""
+    found = problems(record)
+    if found:
+        raise ValueError("not a record: " + "; ".join(found))
+    return write_json(record, directory / FILE)
+
+
+def write_json(content: Any, path: Path) -> Path:
+    """Write JSON aside, then rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
+    return path
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The record of a finished run.  Raises RunError: none there, or not a record."""
+    path = directory / FILE
+    if not path.is_file():
+        raise RunError(f"{directory} holds no {FILE}: it is no finished run.")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}") from error
+    found = problems(record) if isinstance(record, dict) else ["it is no dictionary"]
+    if found:
+        raise RunError(f"{path} is not a record: " + "; ".join(found))
+    return record
+
+
+def code_state() -> dict[str, Any]:
+    """Commit of the checkout this package runs from and whether it was changed; null outside git."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A wheel inside some other project's checkout must not pass for that project's commit.
+    tracked = git("ls-files", "--error-unmatch", "record.py") is not None
+    status = git("status", "--porcelain") if tracked else None
+    return {
+        "commit": git("rev-parse", "HEAD") if tracked else None,
+        "dirty": None if status is None else status != "",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "dml",
+        "torch",
+        "torchvision",
+        "timm",
+        "pytorch-lightning",
+        "pytorch-metric-learning",
+        "faiss-cpu",
+        "hydra-core",
+        "numpy",
+        "pillow",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def program() -> str:
+    """`python train.py` or `dml-train`, as typed."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def command() -> str:
+    """The command line as typed."""
+    return " ".join([program(), *map(shlex.quote, sys.argv[1:])])

@@ -1,0 +1,444 @@
+"""One training run from a checked configuration to its record, and the evaluation of a finished run."""
+
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from rich.console import Console
+from rich.progress import track
+
+from dml import build, record, tables
+from dml.callbacks import EpochLines, FiniteLoss, StopOnSignal
+from dml.config.check import checkpoint_path
+from dml.config.compose import Composed
+from dml.data.images import BadImages
+from dml.data.index import SPLITS, ImageIndex
+from dml.data.loaders import EpochBatches, eval_loader, train_loader
+from dml.data.preprocess import Preprocess
+from dml.encoder import Encoder
+from dml.errors import RunError
+from dml.evaluation import evaluate
+from dml.module import DmlModule, embed
+
+log = logging.getLogger("dml")
+
+
+def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
+    """Train, evaluate the test classes once, write the record; returns it.
+
+    Raises ConfigurationError before anything is written, RunError or Interrupted after.
+    """
+    config, started = composed.config, time.monotonic()
+    now = datetime.now(UTC)
+    quieten_libraries()
+    pl.seed_everything(config.seed, verbose=False)
+    encoder = build.encoder(config)
+    loss = build.loss(config)
+    run_dir = make_run_dir(composed)
+    add_log_file(run_dir)
+    tables.choices(composed)
+    train_set, val_set = index.part("train"), index.part("val")
+    log.info(
+        "%s: %s. Run directory: %s",
+        config.data.name,
+        ", ".join(
+            f"{len(index.part(s))} {s} images of {index.part(s).num_classes} classes"
+            for s in SPLITS
+        ),
+        run_dir,
+    )
+    bad_images = BadImages(config.data.on_bad_image)
+    sampler = build.sampler(config, train_set.labels)
+    batches = train_loader(
+        train_set,
+        sampler,
+        build.train_transform(config, encoder),
+        config.seed,
+        config.loader.num_workers,
+    )
+    module = DmlModule(
+        encoder,
+        loss,
+        build.miner(config),
+        optimizer=lambda module: build.optimizer(config, module.encoder, module.loss),
+        schedule=lambda total_steps: build.schedule(config, total_steps),
+        evaluation=evaluation_options(config, build.geometry(config)),
+        bad_images=bad_images,
+        seed=config.seed,
+    )
+    validation = (
+        eval_loader(
+            val_set,
+            encoder.preprocess,
+            config.loader.eval_batch_size,
+            config.loader.num_workers,
+            persistent=True,
+        )
+        if len(val_set)
+        else None
+    )
+    resumed = checkpoint_path(config)
+    if resumed is not None:
+        step = torch.load(resumed, map_location="cpu", weights_only=True)["global_step"]
+        assert isinstance(batches.batch_sampler, EpochBatches)
+        batches.batch_sampler.resume_at(step)
+        log.info("Resuming %s at step %d", resumed, step)
+    loggers = make_loggers(config, run_dir, resumed is not None)
+    stop = StopOnSignal(run_dir / "checkpoints" / "last.ckpt")
+    best = best_checkpoint(config, run_dir, has_val=validation is not None)
+    trainer = pl.Trainer(
+        max_epochs=config.trainer.max_epochs,
+        max_steps=config.trainer.max_steps,
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        precision=config.trainer.precision,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        check_val_every_n_epoch=config.trainer.check_val_every_n_epoch,
+        log_every_n_steps=min(config.trainer.log_every_n_steps, len(batches)),
+        default_root_dir=run_dir,
+        logger=loggers,
+        callbacks=callbacks(config, run_dir, best, stop, has_val=validation is not None),
+        enable_progress_bar=config.trainer.enable_progress_bar and sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic="warn" if config.trainer.accelerator != "cpu" else True,
+    )
+    with stop.listening():
+        trainer.fit(
+            module,
+            batches,
+            validation,
+            ckpt_path=None if resumed is None else str(resumed),
+            weights_only=True if resumed is not None else None,
+        )
+    device = trainer.strategy.root_device
+    training_seconds = module.training_seconds + time.monotonic() - module.clock
+    if trainer.global_step == 0:
+        raise RunError(
+            "training ended before its first step: trainer.max_epochs or max_steps allow none."
+        )
+    chosen = choose_checkpoint(config, trainer, best, run_dir, encoder)
+    metrics, protocol = final_evaluation(config, index, encoder, device, bad_images)
+    result = {
+        "format": record.FORMAT,
+        "command": record.command(),
+        "overrides": composed.overrides,
+        "choices": [vars(choice) for choice in composed.choices],
+        "config": build.plain(config),
+        "seed": config.seed,
+        "code": record.code_state(),
+        "versions": record.versions(),
+        "hardware": hardware(device),
+        "started": now.isoformat(timespec="seconds"),
+        "seconds": {"total": time.monotonic() - started, "training": training_seconds},
+        "peak_memory_bytes": peak_memory(device),
+        "data": describe_data(index, bad_images),
+        "protocol": protocol,
+        "checkpoint": chosen,
+        "metrics": metrics,
+    }
+    record.write(result, run_dir)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update({f"test/{k}": v for k, v in metrics["test"].items()})
+        logger.finalize("success")
+    tables.results(result)
+    log.info("Record: %s", run_dir / record.FILE)
+    return result
+
+
+def evaluation_options(config: DictConfig, similarity: str) -> dict[str, Any]:
+    """Keyword arguments of `evaluate`."""
+    return {
+        "metrics": tuple(config.evaluation.metrics),
+        "backend": config.evaluation.backend,
+        "similarity": similarity,
+    }
+
+
+def embed_split(
+    config: DictConfig,
+    index: ImageIndex,
+    split: str,
+    encoders: dict[str, Callable[[torch.Tensor], torch.Tensor]],
+    preprocess: Preprocess,
+    device: torch.device,
+    bad_images: BadImages,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """`module.embed` over one split, with a progress bar."""
+    batches = eval_loader(
+        index.part(split), preprocess, config.loader.eval_batch_size, config.loader.num_workers
+    )
+    bar = track(
+        batches,
+        f"{index.name}, {split} images",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    return embed(encoders, bar, bad_images, device)
+
+
+def final_evaluation(
+    config: DictConfig,
+    index: ImageIndex,
+    trained: Encoder,
+    device: torch.device,
+    bad_images: BadImages,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics of the record and the protocol behind them.
+
+    The test classes are opened here, once, for three encoders: the frozen trunk's pooled features, the
+    encoder as initialised and the trained one. The untrained encoder is built again from the seed, as it
+    was before training.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        untrained = build.encoder(config).to(device).eval()
+    trained.to(device).eval()
+    shared: dict[str, torch.Tensor] = {}
+
+    def frozen(images: torch.Tensor) -> torch.Tensor:
+        shared["pooled"] = untrained.pooled(images)
+        return shared["pooled"]
+
+    def initialised(images: torch.Tensor) -> torch.Tensor:
+        del images  # `frozen` ran just before: one pass of the trunk serves both
+        return untrained.embed(shared.pop("pooled"))
+
+    similarity = build.geometry(config)
+    metrics: dict[str, Any] = {"frozen": None, "untrained": None, "val": None, "test": None}
+    splits = {"test": {"frozen": frozen, "untrained": initialised, "test": trained}}
+    if len(index.part("val")):
+        splits["val"] = {"val": trained}
+    for split, encoders in splits.items():
+        vectors, labels, ids = embed_split(
+            config, index, split, encoders, trained.preprocess, device, bad_images
+        )
+        for name, embeddings in vectors.items():
+            options = evaluation_options(config, "cosine" if name == "frozen" else similarity)
+            metrics[name] = evaluate(embeddings, labels, query_ids=ids, **options)
+    protocol = {
+        "class_disjoint": True,
+        "queries": "every image of the split, against all others of it; itself excluded by id",
+        "ties": "expectation over the orders of tied items",
+        "similarity": similarity,
+        "similarity_frozen": "cosine",
+        "normalized": trained.normalize,
+        "backend": config.evaluation.backend,
+        "preprocess": trained.preprocess.as_dict(),
+    }
+    return metrics, protocol
+
+
+def evaluate_run(run: Path, index: ImageIndex, split: str, config: DictConfig) -> dict[str, Any]:
+    """Evaluate the encoder of a finished run on one split of some data.
+
+    config: what `data`, `loader` and `evaluation` to use; the encoder comes from the run's own record.
+    Returns what is printed and written: run, checkpoint, data, split, similarity, versions, metrics.
+    """
+    quieten_libraries()
+    finished = record.read(run)
+    own = OmegaConf.create(finished["config"])
+    own.backbone.pretrained, own.backbone.weights = False, None  # the checkpoint has them all
+    encoder = build.encoder(own, normalize=finished["protocol"]["normalized"])
+    load_encoder_weights(encoder, run / finished["checkpoint"]["file"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(device).eval()
+    bad_images, similarity = BadImages(config.data.on_bad_image), finished["protocol"]["similarity"]
+    vectors, labels, ids = embed_split(
+        config, index, split, {"trained": encoder}, encoder.preprocess, device, bad_images
+    )
+    options = evaluation_options(config, similarity)
+    return {
+        "run": str(run),
+        "command": record.command(),
+        "checkpoint": finished["checkpoint"],
+        "data": describe_data(index, bad_images),
+        "split": split,
+        "similarity": similarity,
+        "preprocess": encoder.preprocess.as_dict(),
+        "versions": record.versions(),
+        "metrics": evaluate(vectors["trained"], labels, query_ids=ids, **options),
+    }
+
+
+def load_encoder_weights(encoder: Encoder, checkpoint: Path) -> None:
+    """Encoder weights out of a training checkpoint, strictly."""
+    if not checkpoint.is_file():
+        raise RunError(f"the checkpoint {checkpoint} is gone.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "encoder."
+    encoder.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    )
+
+
+def best_checkpoint(config: DictConfig, run_dir: Path, has_val: bool) -> ModelCheckpoint | None:
+    """Keeps the weights that were best on the validation classes, if they choose."""
+    if not has_val or config.selection.rule == "last":
+        return None
+    return ModelCheckpoint(
+        run_dir / "checkpoints",
+        filename="best",
+        monitor=f"val/{config.selection.metric}",
+        mode="max",
+        enable_version_counter=False,
+    )
+
+
+def callbacks(
+    config: DictConfig,
+    run_dir: Path,
+    best: ModelCheckpoint | None,
+    stop: StopOnSignal,
+    has_val: bool,
+) -> list[Callback]:
+    """Everything beside training itself."""
+    found: list[Callback] = [
+        FiniteLoss(),
+        stop,
+        EpochLines(),
+        ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False),
+    ]
+    if best is not None:
+        found.append(best)
+    if has_val and config.selection.patience is not None:
+        found.append(
+            EarlyStopping(
+                f"val/{config.selection.metric}", patience=config.selection.patience, mode="max"
+            )
+        )
+    if config.trainer.enable_progress_bar and sys.stderr.isatty():
+        found.append(TQDMProgressBar(leave=False))
+    return found
+
+
+def choose_checkpoint(
+    config: DictConfig,
+    trainer: pl.Trainer,
+    best: ModelCheckpoint | None,
+    run_dir: Path,
+    encoder: Encoder,
+) -> dict[str, Any]:
+    """Load the weights that the selection rule names into the encoder; says which and why."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if best is not None and best.best_model_path:
+        path, rule = Path(best.best_model_path), f"best val/{config.selection.metric}"
+        load_encoder_weights(encoder, path)
+    else:
+        path, rule = last, "last epoch"
+    if not last.exists():  # training ended within its first epoch (trainer.max_steps)
+        trainer.save_checkpoint(last)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        "rule": rule,
+        "file": str(path.relative_to(run_dir)),
+        "epoch": int(checkpoint["epoch"]) + 1,
+        "step": int(checkpoint["global_step"]),
+    }
+
+
+def make_run_dir(composed: Composed) -> Path:
+    """Create the run directory with config.yaml and checkpoints/ in it."""
+    config = composed.config
+    if config.run_dir is None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        loss = next(choice.option for choice in composed.choices if choice.group == "loss")
+        config.run_dir = f"runs/{stamp}_{config.data.name}_{loss}_seed{config.seed}"
+    run_dir = Path(config.run_dir).expanduser()
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    aside = run_dir / ".config.yaml"
+    OmegaConf.save(OmegaConf.create(build.plain(config)), aside)
+    aside.replace(run_dir / "config.yaml")
+    return run_dir
+
+
+def make_loggers(config: DictConfig, run_dir: Path, resumed: bool) -> list[Logger]:
+    """metrics.csv always, W&B if chosen."""
+    loggers: list[Logger] = [metrics_csv(run_dir, resumed)]
+    if config.logger.name == "wandb":
+        loggers.append(
+            WandbLogger(
+                name=run_dir.name,
+                project=config.logger.project,
+                entity=config.logger.entity,
+                group=config.logger.group,
+                offline=config.logger.mode == "offline",
+                save_dir=run_dir,
+                config=build.plain(config),
+            )
+        )
+    return loggers
+
+
+def metrics_csv(run_dir: Path, resumed: bool) -> CSVLogger:
+    """Lightning's CSV logger, writing run_dir/metrics.csv; a resumed run keeps the rows before it."""
+    path = run_dir / "metrics.csv"
+    rows = tables.read_csv(path) if resumed and path.exists() else []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
+        logger = CSVLogger(run_dir, name="", version="")
+        logger.experiment.metrics.extend(rows)
+    return logger
+
+
+def describe_data(index: ImageIndex, bad_images: BadImages) -> dict[str, Any]:
+    """Name, fingerprint, counts of every split, and what could not be read."""
+    parts = {split: index.part(split) for split in SPLITS}
+    return {
+        "name": index.name,
+        "fingerprint": index.fingerprint(),
+        "splits": {s: {"images": len(p), "classes": p.num_classes} for s, p in parts.items()},
+        "unreadable": dict(bad_images.skipped),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the run ran on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory of the process so far; of the GPU where one is used. Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def add_log_file(run_dir: Path) -> None:
+    """Write the log to run_dir/log.txt as well."""
+    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
+    handler = logging.FileHandler(run_dir / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+
+
+def quieten_libraries() -> None:
+    """Leave out what Lightning says about itself at every start; its warnings stay."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
+    )

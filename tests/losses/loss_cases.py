@@ -1,0 +1,159 @@
+"""What the loss tests run over: every file of configs/loss whose class is our own, and drawn
+batches.
+
+A new loss is found by its YAML; its slow twin is tests/reference/<name>.py with
+
+    VARIANTS = [hyperparameters, ...]           # at least the shipped values' form
+    def loss(embeddings, labels, **hyperparameters, **parameters): ...    # float64, loops, autograd
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from dml.config import losses as schemas
+
+ROOT = Path(__file__).parents[2]
+NUM_CLASSES = 6
+NOT_CONSTRUCTOR = {"_target_", "lr_scale", "weight_decay"}
+schemas.register(ConfigStore.instance())
+
+
+@dataclass(frozen=True)
+class LossFile:
+    """One file of configs/loss: its text as written, its schema, and the class it names."""
+
+    name: str
+    yaml: DictConfig
+    schema: type
+
+    @property
+    def target(self) -> type:
+        return get_class(self.yaml._target_)
+
+    @property
+    def parametric(self) -> bool:
+        return issubclass(self.schema, schemas.ParametricLoss)
+
+    @property
+    def reference(self) -> ModuleType:
+        return load_reference(self.name)
+
+    def make(self, dim: int = 4, num_classes: int = NUM_CLASSES, **hyperparameters):
+        """The loss with its shipped values, or those given; proxies drawn from seed 0."""
+        shipped = {
+            key: value
+            for key, value in OmegaConf.to_container(self.yaml, resolve=False).items()
+            if key not in NOT_CONSTRUCTOR | {"defaults"}
+        }
+        if self.parametric:
+            shipped |= {"num_classes": num_classes, "embedding_dim": dim}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.target(**shipped | hyperparameters)
+
+
+@cache
+def load_reference(name: str) -> ModuleType:
+    path = ROOT / "tests" / "reference" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def loss_files() -> tuple[LossFile, ...]:
+    store = ConfigStore.instance().repo["schema"]["loss"]
+    files = []
+    for path in sorted((ROOT / "configs" / "loss").glob("*.yaml")):
+        schema = OmegaConf.get_type(store[path.name].node)
+        if schema.verified:
+            files.append(LossFile(path.stem, OmegaConf.load(path), schema))
+    return tuple(files)
+
+
+def pair_losses() -> tuple[LossFile, ...]:
+    """Those that compare embeddings with embeddings."""
+    return tuple(file for file in loss_files() if file.schema.compares != "proxies")
+
+
+def tuple_losses() -> tuple[LossFile, ...]:
+    """Those that take a miner's choice."""
+    return tuple(file for file in loss_files() if file.schema.miners)
+
+
+def variants() -> list[tuple[LossFile, dict]]:
+    """Every (loss, hyperparameters) of the references."""
+    return [(file, values) for file in loss_files() for values in file.reference.VARIANTS]
+
+
+def variant_id(value) -> str:
+    if isinstance(value, LossFile):
+        return value.name
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
+def drawn_batches(dim: int = 4) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(kind, float64 embeddings, labels): the shapes of batch that break losses."""
+    draw = torch.Generator().manual_seed(20)
+
+    def normal(n: int) -> torch.Tensor:
+        return torch.randn(n, dim, generator=draw, dtype=torch.float64)
+
+    batches = []
+    for i, labels in enumerate(
+        [
+            [0, 0, 1, 1, 2, 2, 3, 3],  # balanced
+            [0, 1, 2, 0, 1, 2, 0, 1, 2],  # balanced, not in order
+            [0, 0, 0, 1, 1, 2, 2, 3],  # unequal, with a singleton
+            [5, 3, 3, 5, 5, 1, 3, 0, 5],  # unequal, scattered, labels with gaps
+            [0, 0, 0, 0, 0, 1],
+            [1, 0, 0],
+        ]
+    ):
+        batches.append((f"counts{i}", normal(len(labels)), labels))
+    mixed = [0, 0, 0, 1, 1, 2, 2, 3]
+    for i in range(4):  # clustered: positives near, so that hinges are partly inactive
+        centres = normal(6)
+        noise = (0.1, 0.3, 0.6, 1.0)[i]
+        batches.append((f"clustered{i}", centres[mixed] + noise * normal(8), mixed))
+    near = normal(1) + 0.05 * normal(8)
+    batches.append(("all_near", near, mixed))
+    opposite = normal(1) * torch.tensor([1.0, -1] * 4, dtype=torch.float64)[:, None]
+    batches.append(("positives_opposite", opposite + 0.2 * normal(8), [0, 0, 1, 1, 2, 2, 3, 3]))
+    axes = torch.cat([torch.eye(dim, dtype=torch.float64), -torch.eye(dim, dtype=torch.float64)])
+    batches.append(("negative_similarities", axes + 0.05 * normal(2 * dim), [0, 1] * dim))
+    duplicates = normal(8)
+    duplicates[1] = duplicates[0]  # of the same class
+    batches.append(("duplicate_positives", duplicates, mixed))
+    duplicates = duplicates.clone()
+    duplicates[5], duplicates[7] = duplicates[0], duplicates[0]  # and across classes
+    batches.append(("duplicates_across", duplicates, mixed))
+    scaled = normal(8) * torch.logspace(-2, 1, 8, dtype=torch.float64)[:, None]
+    batches.append(("lengths_differ", scaled, mixed))
+    batches.append(("one_class", normal(5), [2] * 5))
+    batches.append(("no_pair", normal(5), [0, 1, 2, 3, 4]))
+    batches.append(("one_row", normal(1), [3]))
+    batches.append(("two_rows", normal(2), [3, 3]))
+    for i in range(4):
+        n = 4 + 2 * i
+        labels = torch.randint(0, NUM_CLASSES, (n,), generator=draw).tolist()
+        batches.append((f"random{i}", normal(n), labels))
+    return [(kind, x, torch.tensor(labels)) for kind, x, labels in batches]
+
+
+def value_and_gradients(function, x: torch.Tensor, parameters=()) -> tuple[torch.Tensor, list]:
+    """The value of `function(x)` and its gradients for x and the parameters."""
+    x = x.detach().clone().requires_grad_()
+    value = function(x)
+    return value.detach(), list(torch.autograd.grad(value, [x, *parameters], allow_unused=False))
