@@ -24,11 +24,23 @@ LOSS_ONLY = ("lr_scale", "weight_decay")
 
 
 def build(node: DictConfig, *leave_out: str, **more: Any) -> Any:
-    """Instantiate a node without some of its options and with some arguments more."""
+    """Call what a node's `_target_` names with the node's options and some arguments more.
+
+    leave_out: options that are read by others.  Raises what the target raises.
+    """
+    return constructor(node, *leave_out)(**more)
+
+
+def constructor(node: DictConfig, *leave_out: str) -> Callable[..., Any]:
+    """The node's target with the node's options filled in, yet to be called.
+
+    Objects that are no configuration are given in that call: instantiate itself would turn a
+    dataclass into a dictionary, and wrap the errors of the target in its own.
+    """
     options = OmegaConf.to_container(node, resolve=True)
     assert isinstance(options, dict)
     kept = {str(key): value for key, value in options.items() if key not in leave_out}
-    return instantiate(kept, _convert_="all", **more)
+    return instantiate(kept, _partial_=True, _convert_="all")
 
 
 def index(config: DictConfig) -> ImageIndex:
@@ -57,7 +69,10 @@ def encoder(config: DictConfig, normalize: bool | None = None) -> "Encoder":
 
     trunk = build(config.backbone)
     head = build(config.head, in_features=pooled_features(trunk, config.head.pooling))
-    return Encoder(trunk, head, geometry(config) == "cosine" if normalize is None else normalize)
+    if normalize is None:
+        schema = loss_schema(config)
+        normalize = schema.geometry == "cosine" and not schema.keeps_length
+    return Encoder(trunk, head, normalize)
 
 
 def loss(config: DictConfig) -> "nn.Module":
@@ -88,12 +103,12 @@ def optimizer(config: DictConfig, encoder: "Encoder", loss: "nn.Module") -> "Opt
         loss_lr_scale=config.loss.get("lr_scale", 1.0),
         loss_weight_decay=config.loss.get("weight_decay", 0.0),
     )
-    return build(config.optimizer, "head_lr", _partial_=True)(groups)
+    return constructor(config.optimizer, "head_lr")(groups)
 
 
 def schedule(config: DictConfig, total_steps: int) -> Callable[[int], float]:
     """Factor on the learning rates by optimizer step."""
-    return build(config.schedule, _partial_=True)(total_steps)
+    return constructor(config.schedule)(total_steps)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

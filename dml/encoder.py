@@ -33,7 +33,8 @@ class Trunk(nn.Module):
     keeps what timm records for the weights; resize null is image_size / crop_pct.
     freeze_bn: BatchNorm layers of every kind stay in evaluation mode, through any `train()`; their scale
     and shift go on learning, as in Revisiting-DML.  freeze_epochs: for how many epochs the head learns
-    alone; `frozen` is switched by the training module.
+    alone; `frozen` is switched by the training module.  channels_last: memory layout of images and
+    convolutions; faster for most networks, equal up to rounding.
 
     Raises ConfigurationError: unknown name, illegal kwargs, weights that cannot be had or do not fit.
     """
@@ -51,6 +52,7 @@ class Trunk(nn.Module):
         interpolation: str | None = None,
         freeze_bn: bool = False,
         freeze_epochs: int = 0,
+        channels_last: bool = True,
     ):
         super().__init__()
         self.name, self.freeze_bn, self.freeze_epochs, self.frozen = (
@@ -65,6 +67,8 @@ class Trunk(nn.Module):
         self.model = create_timm_model(name, pretrained, kwargs)
         if weights:
             load_weights(self.model, Path(weights).expanduser())
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
         recorded = resolve_model_data_config(self.model)
         size = image_size or recorded["input_size"][-1]
         self.preprocess = Preprocess(
@@ -89,7 +93,7 @@ class Trunk(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Tensor:
         """Features before pooling: [n, c, h, w], or tokens [n, t, c]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.model.forward_features(images)
+            return self.model.forward_features(images.contiguous(memory_format=self.memory_format))
 
     def feature_map(self, features: Tensor) -> Float[Tensor, "n c p"]:
         """Features as [n, channels, places], prefix tokens (class, registers) left out."""

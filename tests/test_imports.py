@@ -20,9 +20,10 @@ LAYERS = [
     {"config.ranges"},
     {"losses", "miners", "evaluation", "data", "config.losses", "config.data", "config.schema"},
     {"config.compose", "record"},
-    {"build"},
-    {"config.check", "tables", "encoder"},
+    {"encoder"},
     {"optim", "module", "callbacks"},
+    {"build"},
+    {"config.check", "tables"},
     {"run"},
     {"cli"},
 ]

@@ -4,6 +4,7 @@ Hydra composes; it stops at the first mistake. So each word is first held agains
 is wrong becomes a `Problem` with the nearest legal names.
 """
 
+import copy
 import difflib
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -58,6 +58,7 @@ def register() -> None:
     """Tell Hydra and OmegaConf about our schemas and interpolations. May be called again."""
     schema.register()
     OmegaConf.register_new_resolver("metrics_for", metrics_for, replace=True)
+    OmegaConf.register_new_resolver("at_most", at_most, replace=True)
 
 
 def metrics_for(recall_k: list[int]) -> list[str]:
@@ -72,6 +73,11 @@ def hydra_loader() -> Iterator[ConfigLoader]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance()
         yield hydra.config_loader()
+
+
+def at_most(wanted: int, available: int | None) -> int:
+    """`wanted`, or all there are where that is less; None: not yet counted."""
+    return wanted if available is None else min(wanted, available)
 
 
 def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
@@ -121,7 +127,7 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
     """
     overrides, problems = parse(words)
     with hydra_loader() as loader:
-        groups, values = [], []
+        chosen_groups, values = [], []
         for override in overrides:
             if override.is_sweep_override():
                 problems.append(
@@ -130,39 +136,44 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
                         "names several values. Add -m to run each of them.",
                     )
                 )
-            elif is_group(loader, override):
-                problem = group_problem(loader, override)
+            elif is_group(override):
+                problem = group_problem(override)
                 problems += [problem] if problem else []
-                groups += [] if problem else [str(override.input_line)]
+                chosen_groups += [] if problem else [str(override.input_line)]
             else:
                 values.append(override)
         try:
-            base = compose(config_name, overrides=groups)
+            base = compose(config_name, overrides=chosen_groups)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigurationError(
-                [*problems, Problem(" ".join(groups) or config_name, first_lines(error))]
+                [*problems, Problem(" ".join(chosen_groups) or config_name, first_lines(error))]
             ) from error
         legal = []
         for override in values:
-            word, problem = value_word(loader, base, override)
+            word, problem = value_word(base, override)
             problems += [problem] if problem else []
             legal += [] if problem else [word]
-        config = compose(config_name, overrides=groups + legal) if legal else base
-        choices = chosen(loader, config_name, groups)
+        config = compose(config_name, overrides=chosen_groups + legal) if legal else base
+        choices = chosen(loader, config_name, chosen_groups)
     return Composed(config, choices, list(words)), problems
 
 
-def is_group(loader: ConfigLoader, override: Override) -> bool:
+def is_group(override: Override) -> bool:
     """Whether an override chooses a file of a group (``loss=circle``) rather than a value."""
-    return override.key_or_group != "" and loader.group_exists(override.key_or_group)
+    return override.key_or_group in groups()
 
 
-def options_of(loader: ConfigLoader, group: str) -> list[str]:
+def groups() -> list[str]:
+    """The folders of the configuration: each is a group."""
+    return sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir())
+
+
+def options_of(group: str) -> list[str]:
     """The files of a group."""
-    return sorted(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
-def group_problem(loader: ConfigLoader, override: Override) -> Problem | None:
+def group_problem(override: Override) -> Problem | None:
     """What is wrong with a group override, or None."""
     group, value, word = override.key_or_group, override.value(), str(override.input_line)
     if override.is_delete():
@@ -171,7 +182,7 @@ def group_problem(loader: ConfigLoader, override: Override) -> Problem | None:
         )
     if value is None and group == "experiment":
         return None
-    options = options_of(loader, group)
+    options = options_of(group)
     if not isinstance(value, str) or value not in options:
         return Problem(
             word, f"{group} has no {value!r}. {nearest(str(value), options, group + '=')}"
@@ -179,9 +190,7 @@ def group_problem(loader: ConfigLoader, override: Override) -> Problem | None:
     return None
 
 
-def value_word(
-    loader: ConfigLoader, base: DictConfig, override: Override
-) -> tuple[str, Problem | None]:
+def value_word(base: DictConfig, override: Override) -> tuple[str, Problem | None]:
     """A value override in the form Hydra will take, or what is wrong with it."""
     key, word = override.get_key_element(), str(override.input_line)
     name = override.key_or_group
@@ -192,20 +201,20 @@ def value_word(
     parent_key, _, leaf = name.rpartition(".")
     parent = OmegaConf.select(base, parent_key) if parent_key else base
     if not isinstance(parent, DictConfig):
-        return word, unknown_key(loader, base, name, word)
+        return word, unknown_key(base, name, word)
     free = OmegaConf.get_type(parent) is dict and parent_key != ""
-    if not free and leaf not in parent:
-        return word, unknown_key(loader, base, name, word)
-    if leaf in parent and OmegaConf.is_dict(parent[leaf]) and not free:
+    known = leaf in list(parent)  # `in parent` alone would deny an option without a value
+    if not free and not known:
+        return word, unknown_key(base, name, word)
+    if known and not free and OmegaConf.is_dict(OmegaConf.select(parent, leaf)):
         first = next(iter(parent[leaf]), "key")
         if OmegaConf.get_type(parent, leaf) is not dict:
             return word, Problem(
                 word, f"{name} holds several options. Set them one by one: {name}.{first}=..."
             )
     try:
-        trial = OmegaConf.create({}) if free else OmegaConf.masked_copy(parent, [leaf])
         if not free:
-            OmegaConf.update(trial, leaf, override.value(), merge=False)
+            OmegaConf.update(copy.deepcopy(parent), leaf, override.value(), merge=False)
     except OmegaConfBaseException as error:
         return word, Problem(word, f"{first_lines(error)}.")
     # Free dictionaries (backbone.kwargs) take new keys without the `+` that Hydra asks for.
@@ -213,7 +222,7 @@ def value_word(
     return (f"++{bare}={word.split('=', 1)[1]}" if free or key != bare else word), None
 
 
-def unknown_key(loader: ConfigLoader, base: DictConfig, name: str, word: str) -> Problem:
+def unknown_key(base: DictConfig, name: str, word: str) -> Problem:
     """The message for a key that does not exist, with the nearest that do."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):  # the deepest part of the path that exists
@@ -222,12 +231,13 @@ def unknown_key(loader: ConfigLoader, base: DictConfig, name: str, word: str) ->
         if isinstance(node, DictConfig):
             names = [str(option) for option in node if option != "_target_"]
             if not above:
-                names = sorted(
-                    {*names, *(g for g in loader.list_groups("") if g != "hydra")} - {"schema"}
-                )
+                names = sorted({*names, *groups()})
             owner = f"{above} has" if above else "there is"
             prefix = f"{above}." if above else ""
             hints = getattr(OmegaConf.get_type(node), "hints", {})
+            if parts[depth] in names:
+                path = ".".join(parts[: depth + 1])
+                return Problem(word, f"{path} is a value and has no options of its own.")
             if parts[depth] in hints:  # another library's name for an option of ours
                 return Problem(word, f"{owner} no option {parts[depth]!r}. {hints[parts[depth]]}")
             return Problem(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dml.config.ranges import MISSING, Checked, choice, count, number, positive
+from dml.errors import Problem
 
 
 @dataclass
@@ -20,6 +21,8 @@ class LossSchema(Checked):
     geometry: "cosine" (the encoder ends in L2 normalisation), "dot" or "euclidean" (it does not).
     compares: "pairs", "triplets", "groups" (each needs two images of a class in a batch) or
     "proxies".
+    keeps_length: True where training needs embeddings at their own length although they are compared
+    by cosine: the encoder then does not normalise.
     miners: kinds of miner tuples the loss takes; () none.
     verified: equal to its paper by a test of ours.
     hints: option names of other libraries -> what to write here.
@@ -28,6 +31,7 @@ class LossSchema(Checked):
     _target_: str = MISSING
 
     geometry: ClassVar[str] = "cosine"
+    keeps_length: ClassVar[bool] = False
     compares: ClassVar[str] = "pairs"
     miners: ClassVar[tuple[str, ...]] = ("pairs", "triplets")
     verified: ClassVar[bool] = True
@@ -143,6 +147,244 @@ class ArcFace(ParametricLoss):
     }
 
 
+# ---------------------------------------------------------------- proxies and classification, more
+
+
+@dataclass
+class ProxyAnchor(ParametricLoss):
+    """Proxy-Anchor."""
+
+    margin: float = number(0, 1, open_high=True, note="The paper uses 0.1.")
+    scale: float = positive("The paper uses 32.")
+
+
+@dataclass
+class SoftTriple(ParametricLoss):
+    """SoftTriple."""
+
+    centers: int = count(1, note="The authors' code uses 10 on Cars196.")
+    scale: float = positive("The paper's lambda; its code uses 20.")
+    gamma: float = positive("The authors' code uses 0.1.")
+    margin: float = number(0, 1, open_high=True, note="The authors' code uses 0.01.")
+    merge_weight: float = number(0, note="The paper's tau; its code uses 0.2.")
+
+
+@dataclass
+class NormSoftmax(ParametricLoss):
+    """Normalised softmax."""
+
+    temperature: float = positive("The authors' code uses 0.05.")
+
+
+@dataclass
+class CosFace(ParametricLoss):
+    """CosFace, alias AM-Softmax."""
+
+    margin: float = number(0, 1, open_high=True, note="The paper uses 0.35 (faces).")
+    scale: float = positive("The paper uses 64 (faces), AM-Softmax 30.")
+
+
+@dataclass
+class SubCenterArcFace(ParametricLoss):
+    """Sub-center ArcFace."""
+
+    margin: float = number(0, math.pi / 2, note="In radians; the paper uses 0.5 (28.6 degrees).")
+    scale: float = positive("The paper uses 64 (faces).")
+    centers: int = count(1, note="The paper uses 3.")
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "margin_degrees": "margin is in radians: 28.6 degrees are margin=0.5"
+    }
+
+
+@dataclass
+class CircleSoftmax(ParametricLoss):
+    """Circle loss between samples and class centres."""
+
+    margin: float = number(
+        0, 1, open_low=True, open_high=True, note="The paper uses 0.25 (faces and re-id)."
+    )
+    scale: float = positive("The paper uses 256 (faces) and 128 (re-id).")
+
+
+@dataclass
+class SphereFace(ParametricLoss):
+    """SphereFace, alias A-Softmax."""
+
+    margin: int = count(1, note="The paper uses 4.")
+    blend: float = number(0, note="Lambda; the authors anneal it from 1000 to 5.")
+
+    keeps_length: ClassVar[bool] = True
+
+
+@dataclass
+class CrossEntropy(ParametricLoss):
+    """Softmax cross-entropy of a linear classifier."""
+
+    label_smoothing: float = number(0, 1, open_high=True, note="The paper's code uses 0.1.")
+    with_bias: bool = MISSING
+
+    keeps_length: ClassVar[bool] = True
+
+
+@dataclass
+class Center(ParametricLoss):
+    """Softmax cross-entropy with center loss."""
+
+    center_weight: float = number(0, note="Lambda; the paper uses 0.003 (faces).")
+
+    keeps_length: ClassVar[bool] = True
+
+
+@dataclass
+class Island(ParametricLoss):
+    """Softmax cross-entropy with island loss."""
+
+    center_weight: float = number(0, note="Lambda.")
+    pair_weight: float = number(0, note="Lambda_1, on the mean over pairs of centres.")
+
+    keeps_length: ClassVar[bool] = True
+
+
+# ---------------------------------------------------------------- pairs, triplets and ranks, more
+
+
+@dataclass
+class Margin(LossSchema):
+    """Margin loss with a learned boundary; beta is learned at the head's rate times lr_scale."""
+
+    num_classes: int = count(2)
+    margin: float = number(0, 2, open_low=True, note="The paper uses 0.2.")
+    initial_beta: float = number(
+        0, 2, open_low=True, open_high=True, note="Revisiting-DML starts from 1.2."
+    )
+    nu: float = number(0, note="Public implementations use 0.")
+    per_class: bool = MISSING
+    lr_scale: float = positive()
+    weight_decay: float = number(0)
+
+    compares: ClassVar[str] = "triplets"
+
+
+@dataclass
+class SupCon(LossSchema):
+    """Supervised contrastive loss."""
+
+    temperature: float = positive("The paper uses 0.1, its code 0.07.")
+
+
+@dataclass
+class NTXent(LossSchema):
+    """NT-Xent, the loss of SimCLR."""
+
+    temperature: float = positive("The paper uses 0.1 on ImageNet.")
+
+
+@dataclass
+class Angular(LossSchema):
+    """Angular loss."""
+
+    degrees: float = number(
+        0, 90, open_low=True, open_high=True, note="Public implementations use 40 and 45."
+    )
+
+
+@dataclass
+class TupletMargin(LossSchema):
+    """Tuplet margin loss."""
+
+    margin: float = number(0, math.pi / 2, note="In radians; 5.73 degrees are 0.1.")
+    scale: float = positive("64 in pytorch-metric-learning.")
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "margin_degrees": "margin is in radians: 5.73 degrees are margin=0.1"
+    }
+
+
+@dataclass
+class SNRContrastive(LossSchema):
+    """Contrastive loss on the signal-to-noise distance."""
+
+    positive_margin: float = number(0, note="0 in pytorch-metric-learning.")
+    negative_margin: float = positive("1 in pytorch-metric-learning; independent vectors have 2.")
+    mean_weight: float = number(0, note="Revisiting-DML uses 0.005.")
+
+    geometry: ClassVar[str] = "euclidean"
+
+
+@dataclass
+class RankedList(LossSchema):
+    """Ranked list loss."""
+
+    boundary: float = number(0, 2, open_low=True, note="The authors use 1.2, and 1.4 on CUB.")
+    margin: float = number(0, 2, open_low=True, note="The authors use 0.4, and 0.2 on CUB.")
+    positive_temperature: float = number(0, note="The authors' files use 0.")
+    negative_temperature: float = number(0, note="The authors' files use 10.")
+    negative_weight: float = number(0, 1, note="0.5 weighs both sides alike.")
+
+
+@dataclass
+class Quadruplet(LossSchema):
+    """Quadruplet loss."""
+
+    margin: float = number(0, 4, open_low=True, open_high=True, note="Revisiting-DML uses 0.2.")
+    pair_margin: float = number(
+        0, 4, open_low=True, open_high=True, note="The paper wants it below margin."
+    )
+    average: str = choice("active", "all")
+
+    compares: ClassVar[str] = "triplets"
+
+
+@dataclass
+class Roadmap(LossSchema):
+    """ROADMAP: SupAP and calibration."""
+
+    temperature: float = positive("The authors' code uses 0.01.")
+    slope: float = number(0, note="The authors' code uses 100.")
+    knee: float = number(0, 2, note="The authors' code uses 0.05.")
+    positive_margin: float = number(-1, 1, note="It is a cosine; the authors' code uses 0.9.")
+    negative_margin: float = number(-1, 1, note="It is a cosine; the authors' code uses 0.6.")
+    calibration: float = number(0, 1, note="The authors' code weighs both terms alike: 0.5.")
+
+    compares: ClassVar[str] = "groups"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass
+class RecallAtK(LossSchema):
+    """Recall@k surrogate."""
+
+    k: list[int] = MISSING
+    k_temperature: float = positive()
+    rank_temperature: float = positive("The authors' code uses 0.01.")
+
+    compares: ClassVar[str] = "groups"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and that k holds ranks."""
+        found = super().problems(prefix)
+        if isinstance(self.k, list | tuple) and (not self.k or min(self.k) < 1):
+            found.append(
+                Problem(
+                    f"{prefix}.k={list(self.k)}",
+                    "must be whole numbers of at least 1, such as [1,2,4,8,16].",
+                )
+            )
+        return found
+
+
+@dataclass
+class FastAP(LossSchema):
+    """FastAP."""
+
+    bins: int = count(1, note="The authors' code uses 10.")
+
+    compares: ClassVar[str] = "groups"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+
 # ---------------------------------------------------------------- miners
 
 
@@ -217,6 +459,28 @@ def register(store: Any) -> None:
     store.store(group=loss, name="smooth_ap", node=SmoothAP)
     store.store(group=loss, name="proxy_nca", node=ProxyNCA)
     store.store(group=loss, name="arcface", node=ArcFace)
+
+    store.store(group=loss, name="proxy_anchor", node=ProxyAnchor)
+    store.store(group=loss, name="soft_triple", node=SoftTriple)
+    store.store(group=loss, name="norm_softmax", node=NormSoftmax)
+    store.store(group=loss, name="cosface", node=CosFace)
+    store.store(group=loss, name="sub_center_arcface", node=SubCenterArcFace)
+    store.store(group=loss, name="circle_softmax", node=CircleSoftmax)
+    store.store(group=loss, name="sphereface", node=SphereFace)
+    store.store(group=loss, name="cross_entropy", node=CrossEntropy)
+    store.store(group=loss, name="center", node=Center)
+    store.store(group=loss, name="island", node=Island)
+    store.store(group=loss, name="margin", node=Margin)
+    store.store(group=loss, name="sup_con", node=SupCon)
+    store.store(group=loss, name="nt_xent", node=NTXent)
+    store.store(group=loss, name="angular", node=Angular)
+    store.store(group=loss, name="tuplet_margin", node=TupletMargin)
+    store.store(group=loss, name="snr_contrastive", node=SNRContrastive)
+    store.store(group=loss, name="ranked_list", node=RankedList)
+    store.store(group=loss, name="quadruplet", node=Quadruplet)
+    store.store(group=loss, name="roadmap", node=Roadmap)
+    store.store(group=loss, name="recall_at_k", node=RecallAtK)
+    store.store(group=loss, name="fast_ap", node=FastAP)
 
     store.store(group=miner, name="none", node=NoMiner)
     store.store(group=miner, name="semihard", node=SemihardMiner)

@@ -61,7 +61,10 @@ def range_problems(node: Any, prefix: str) -> list[Problem]:
     problems = []
     for field in dataclasses.fields(node):
         value, meta = getattr(node, field.name), field.metadata
-        where = f"{prefix}.{field.name}={value}"
+        if value == MISSING:
+            continue
+        shown = f"{value:g}" if isinstance(value, float) else value
+        where = f"{prefix}.{field.name}={shown}"
         note = f" {meta['note']}" if meta.get("note") else ""
         if "choices" in meta and value is not None and value not in meta["choices"]:
             problems.append(Problem(where, f"must be one of {', '.join(meta['choices'])}.{note}"))

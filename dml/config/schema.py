@@ -32,6 +32,7 @@ class Backbone(Checked):
     interpolation: str | None = choice("bilinear", "bicubic", "nearest", "lanczos")
     freeze_bn: bool = MISSING  # keep BatchNorm statistics as loaded (pitfall D3)
     freeze_epochs: int = count(0)  # train the head alone for this many epochs
+    channels_last: bool = MISSING  # memory layout of convolutions; decides speed, not results
 
     def problems(self, prefix: str) -> list[Problem]:
         """Ranges, and what contradicts itself within the group."""

@@ -1,13 +1,15 @@
 """The embedded default data set: characters of an invented script, drawn at first use.
 
 200 classes x 20 images, 64 x 64 grey PNG files; whole classes are train (100), val (20) or test (80).
-A character is two to four strokes, each a smooth or angular line through a few knots.  Every image
-draws it anew: its own hand (knots moved), rotation, slant, size, place, pen, ink, paper and grain.
+A character is two to four strokes, each a smooth or angular line through a few knots, or a ring.
+Every image draws it anew: its own hand (knots moved), rotation, slant, size, place, pen, ink, paper,
+light and grain.
 
 The pixels are the same on every machine: `random.Random.random` with integer seeds, the four basic
 operations of IEEE arithmetic (no sine, no matrix product whose order of summation is a library's
 choice) and, from the first point that is rounded to a pixel on, integers.  Pillow only writes and reads
-the files.  `FINGERPRINT` is the SHA-256 of all pixels and is checked whenever the set is drawn.
+the files: its own lines and ellipses have changed between versions.  `FINGERPRINT` is the SHA-256 of
+all pixels and is checked whenever the set is drawn.
 """
 
 import hashlib
@@ -15,12 +17,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import PIL
 from PIL import Image
+from platformdirs import user_cache_dir
 
 from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, Problem, RunError
@@ -28,29 +34,149 @@ from dml.errors import ConfigurationError, Problem, RunError
 CLASSES = {"train": 100, "val": 20, "test": 80}
 IMAGES_PER_CLASS = 20
 SIZE = 64
-FINGERPRINT = ""
+FINGERPRINT = "10d26679592f56ea11b6fb14e48cdedafeab0696a84683d242c0e321efb4fd14"
+
+# How much the images of a class differ.  Nearest neighbour on raw pixels finds the right class for
+# about a quarter (cosine) to four tenths (cosine after subtracting the mean) of the test images.
+HALF_TANGENT = 0.14  # rotation: tangent of half the largest angle (16 degrees)
+SLANT = 0.3  # horizontal shift per height
+SCALE = (0.44, 0.74)  # width and height of the character's square, each a share of the picture
+SHIFT = 0.09  # of the centre, a share of the picture
+KNOT_SHIFT = 0.09  # of each knot, a share of the character's square
+PEN = (4, 10)  # radius in quarters of a pixel
+DARK, LIGHT = (0, 90), (165, 255)  # ink and paper, grey values
+SLOPE = 40  # of the light across the picture, grey values
+GRAIN = 30  # largest amplitude of the noise, grey values
 
 _SEED = 20_190_412
-_OVERSAMPLING = 4
-_SAMPLES = 48  # points drawn per piece of a stroke, close enough that the pen leaves no gaps
+_FULL = 4 * SIZE  # drawn four times as large, then averaged
+_SAMPLES = 48  # points per piece of a stroke: close enough that the pen leaves no gaps
 _LATTICE = (0.0, 0.33, 0.67, 1.0)  # where the knots of a character lie before a hand moves them
-_RING = (
-    (0.0, -1.0),
-    (0.7, -0.7),
-    (1.0, 0.0),
-    (0.7, 0.7),
-    (0.0, 1.0),
-    (-0.7, 0.7),
-    (-1.0, 0.0),
-    (-0.7, -0.7),
-)
 _KINDS = ("smooth",) * 5 + ("angular",) * 3 + ("ring",)
+_RING = (
+    *((0.0, -1.0), (0.7, -0.7), (1.0, 0.0), (0.7, 0.7)),
+    *((0.0, 1.0), (-0.7, 0.7), (-1.0, 0.0), (-0.7, -0.7)),
+)
 
-Stroke = tuple[str, list[tuple[float, float]]]  # "smooth", "angular" or "ring", and its knots
+Knot = tuple[float, float]  # x, y; y points down
+Stroke = tuple[str, list[Knot]]  # "smooth", "angular" or "ring", and its knots
 
 
+def load(*, name: str = "glyphs", root: str | None = None) -> ImageIndex:
+    """The glyphs under `root` (None: the user's cache directory), drawn there if they are not yet.
+
+    Drawing takes some seconds, once.  Raises ConfigurationError if `root` cannot be written or what
+    is there is incomplete, RunError if this machine draws other pixels than `FINGERPRINT` says.
+    """
+    parent = Path(root).expanduser() if root else Path(user_cache_dir("dml", appauthor=False))
+    where = f"data.root={root}" if root else f"data={name}"
+    directory = (parent / f"glyphs-{FINGERPRINT[:8]}").absolute()
+    if not directory.is_dir():
+        try:
+            written_aside(directory, draw_all)
+        except OSError as error:
+            raise ConfigurationError(
+                [
+                    Problem(
+                        where,
+                        f"the glyphs cannot be written to {parent} ({error.strerror or error}).\n"
+                        "Give a directory that can be written: data.root=DIR",
+                    )
+                ]
+            ) from error
+    total = sum(CLASSES.values())
+    class_names = tuple(f"glyph{number:03}" for number in range(total))
+    paths = [f"{c}/{copy:02}.png" for c in class_names for copy in range(IMAGES_PER_CLASS)]
+    labels = np.repeat(np.arange(total, dtype=np.int64), IMAGES_PER_CLASS)
+    require_complete(directory, paths, where)
+    bounds = np.cumsum([0, *CLASSES.values()]) * IMAGES_PER_CLASS
+    splits = {
+        split: np.arange(start, stop, dtype=np.int64)
+        for split, (start, stop) in zip(CLASSES, pairwise(bounds), strict=True)
+    }
+    return ImageIndex(name, directory, np.array(paths), labels, class_names, splits)
+
+
+def draw_all(directory: Path) -> None:
+    """Draw all images into `directory`, class by class, with a progress bar.
+
+    Raises RunError if the pixels are not those of `FINGERPRINT`.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    digest = hashlib.sha256()
+    numbers = track(
+        range(sum(CLASSES.values())),
+        description="Drawing the glyphs (once)",
+        console=Console(stderr=True),
+        transient=True,
+    )
+    for number in numbers:
+        folder = directory / f"glyph{number:03}"
+        folder.mkdir()
+        for copy in range(IMAGES_PER_CLASS):
+            path = folder / f"{copy:02}.png"
+            Image.fromarray(image(number, copy)).save(path, compress_level=1)  # speed
+            with Image.open(path) as file:  # what a reader will see, not what was meant
+                digest.update(np.asarray(file, dtype=np.uint8).tobytes())
+    if digest.hexdigest() != FINGERPRINT:
+        raise RunError(
+            f"The glyphs drawn here are not those of other machines: fingerprint "
+            f"{digest.hexdigest()[:16]}..., not {FINGERPRINT[:16]}... (Pillow {PIL.__version__}, "
+            f"NumPy {np.__version__}).\nResults on them would not be comparable, so they were "
+            "removed. Install another version of the two and run again."
+        )
+
+
+def written_aside(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a directory beside `directory`, then rename it: all of it or nothing.
+
+    Two processes may do so at once; the first to finish wins.  What a killed process left aside is
+    removed after a day.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}-unfinished-"
+    for left in directory.parent.glob(f"{prefix}*"):
+        if time.time() - left.stat().st_mtime > 86_400:
+            shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    try:
+        fill(aside)
+        aside.chmod(0o755)  # mkdtemp's own mode lets nobody else read
+        try:
+            aside.rename(directory)
+        except OSError:
+            if not directory.is_dir():  # not merely another process that was faster
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_complete(directory: Path, paths: list[str], where: str) -> None:
+    """Raise ConfigurationError if files of a set that we wrote ourselves are gone."""
+    present = {
+        f"{folder.name}/{file.name}"
+        for folder in directory.iterdir()
+        if folder.is_dir()
+        for file in os.scandir(folder)
+    }
+    gone = [path for path in paths if path not in present]
+    if gone:
+        raise ConfigurationError(
+            [
+                Problem(
+                    where,
+                    f"{len(gone)} of {len(paths)} images are missing from {directory}, "
+                    f"{gone[0]} first.\nRemove that directory; it is written anew at the next run.",
+                )
+            ]
+        )
+
+
+@lru_cache(maxsize=1)
 def character(number: int) -> list[Stroke]:
-    """Strokes of one class: knots as (x, y) in a unit square about 0, y down."""
+    """Strokes of one class, their knots in a unit square about (0, 0)."""
     rng = Random(_SEED + 1_000_003 * number)
     while True:
         strokes = _attempt(rng)
@@ -59,18 +185,51 @@ def character(number: int) -> list[Stroke]:
         corners = sum(len(knots) for kind, knots in strokes if kind != "ring")
         # Neither a mere tick nor a scribble: about as much to see in every character.
         if min(width, height) > 0.4 and max(width, height) > 0.6 and 5 <= corners <= 8:
-            middle_x, middle_y = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
-            return [
-                (kind, [(x - middle_x, y - middle_y) for x, y in knots]) for kind, knots in strokes
-            ]
+            x0, y0 = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+            return [(kind, [(x - x0, y - y0) for x, y in knots]) for kind, knots in strokes]
+
+
+def image(number: int, copy: int) -> np.ndarray:
+    """One drawing of class `number`: uint8 [64, 64], dark ink on light paper."""
+    rng = Random(_SEED + 1_000_003 * number + 7_919 * (copy + 1))
+    # The hand: an affine map of the character's square into the oversampled picture.
+    half = _between(rng, -HALF_TANGENT, HALF_TANGENT)
+    cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
+    slant = _between(rng, -SLANT, SLANT)
+    width, height = _FULL * _between(rng, *SCALE), _FULL * _between(rng, *SCALE)
+    x0 = _FULL * (0.5 + _between(rng, -SHIFT, SHIFT))
+    y0 = _FULL * (0.5 + _between(rng, -SHIFT, SHIFT))
+    pen = int(_between(rng, *PEN))
+    points = []
+    for kind, knots in character(number):
+        reach = KNOT_SHIFT * (0.3 if kind == "ring" else 1.0)  # rings stay rings
+        moved = []
+        for knot_x, knot_y in knots:
+            x = knot_x + _between(rng, -reach, reach)
+            y = knot_y + _between(rng, -reach, reach)
+            x, y = width * (x + slant * y), height * y
+            moved.append((x0 + cosine * x - sine * y, y0 + sine * x + cosine * y))
+        points.append(_trace(kind, moved))
+    fine = _stamp(np.floor(np.concatenate(points) + 0.5).astype(np.int64), pen)
+    rows = fine[0::4] + fine[1::4] + fine[2::4] + fine[3::4]
+    inked = rows[:, 0::4] + rows[:, 1::4] + rows[:, 2::4] + rows[:, 3::4]  # of 16 fine pixels
+    inked = inked.astype(np.int64)
+    ink, paper = int(_between(rng, *DARK)), int(_between(rng, *LIGHT))
+    grey = (paper * (16 - inked) + ink * inked) // 16
+    across, down = (int(_between(rng, -SLOPE, SLOPE)) for _ in range(2))
+    line = np.arange(SIZE, dtype=np.int64) - SIZE // 2
+    grey += (across * line[None, :] + down * line[:, None]) // SIZE
+    amplitude = 1 + int(GRAIN * rng.random())
+    grey += (_grain(rng) * amplitude) // 128
+    return np.clip(grey, 0, 255).astype(np.uint8)
 
 
 def _attempt(rng: Random) -> list[Stroke]:
     strokes: list[Stroke] = []
-    seen: list[tuple[float, float]] = []
+    seen: list[Knot] = []
     for _ in range(2 + _below(rng, 3)):
         start = _LATTICE[_below(rng, 4)], _LATTICE[_below(rng, 4)]
-        if seen and rng.random() < 0.6:  # strokes of a character mostly touch
+        if seen and rng.random() < 0.6:  # the strokes of a character mostly touch
             start = seen[_below(rng, len(seen))]
         kind = _KINDS[_below(rng, len(_KINDS))]
         if kind == "ring":
@@ -85,8 +244,8 @@ def _attempt(rng: Random) -> list[Stroke]:
     return strokes
 
 
-def _next_knot(rng: Random, knots: list[tuple[float, float]]) -> tuple[float, float]:
-    """A lattice point the pen has not touched in this stroke, along a row, a column or a diagonal."""
+def _next_knot(rng: Random, knots: list[Knot]) -> Knot:
+    """A lattice point new to this stroke, mostly along a row, a column or a diagonal."""
     x, y = knots[-1]
     while True:
         point = _LATTICE[_below(rng, 4)], _LATTICE[_below(rng, 4)]
@@ -94,68 +253,6 @@ def _next_knot(rng: Random, knots: list[tuple[float, float]]) -> tuple[float, fl
         along_a_line = across < 0.1 or down < 0.1 or abs(across - down) < 0.1
         if point not in knots and (along_a_line or rng.random() < 0.25):
             return point
-
-
-def image(number: int, copy: int) -> np.ndarray:
-    """One drawing of class `number`: uint8 [64, 64], ink darker or lighter than the paper."""
-    rng = Random(_SEED + 1_000_003 * number + 7_919 * (copy + 1))
-    full = SIZE * _OVERSAMPLING
-    # The hand: an affine map of the unit square, about its centre, into the oversampled picture.
-    half_tangent = _between(
-        rng, -HARD["rot"], HARD["rot"]
-    )  # of half the angle: rotation without sine
-    square = half_tangent * half_tangent
-    cosine, sine = (1 - square) / (1 + square), 2 * half_tangent / (1 + square)
-    slant = _between(rng, -HARD["slant"], HARD["slant"])
-    width = full * _between(rng, *HARD["scale"])
-    height = full * _between(rng, *HARD["scale"])
-    centre_x = full * (0.5 + _between(rng, -HARD["shift"], HARD["shift"]))
-    centre_y = full * (0.5 + _between(rng, -HARD["shift"], HARD["shift"]))
-    pen = int(_between(rng, *HARD["pen"]))
-    jit = HARD["jit"]
-    points = []
-    for kind, knots in character(number):
-        moved = []
-        for x, y in knots:
-            x = x + _between(rng, -jit, jit) * (0.3 if kind == "ring" else 1)
-            y = y + _between(rng, -jit, jit) * (0.3 if kind == "ring" else 1)
-            x, y = width * (x + slant * y), height * y
-            moved.append((centre_x + cosine * x - sine * y, centre_y + sine * x + cosine * y))
-        points.append(_trace(kind, moved))
-    rows_and_columns = np.floor(np.concatenate(points) + 0.5).astype(np.int64)
-    covered = _stamp(rows_and_columns, pen, full)
-    # 0..16 covered fine pixels per pixel, then grey values in integers.
-    coverage = covered.reshape(SIZE, _OVERSAMPLING, SIZE, _OVERSAMPLING).sum(
-        axis=(1, 3), dtype=np.int64
-    )
-    dark, light = int(_between(rng, *HARD["dark"])), int(_between(rng, *HARD["light"]))
-    paper, ink = (light, dark) if rng.random() >= HARD["invert"] else (dark, light)
-    grey = (paper * (16 - coverage) + ink * coverage) // 16
-    # A slope of the light across the paper.
-    across, down = (
-        int(_between(rng, -HARD["slope"], HARD["slope"])),
-        int(_between(rng, -HARD["slope"], HARD["slope"])),
-    )
-    line = np.arange(SIZE, dtype=np.int64) - SIZE // 2
-    grey = grey + (across * line[None, :] + down * line[:, None]) // SIZE
-    grain = 1 + int(HARD["grain"] * rng.random())
-    grey = grey + (_grain(rng) * grain) // 128
-    return np.clip(grey, 0, 255).astype(np.uint8)
-
-
-HARD = dict(rot=0.14, slant=0.3, scale=(0.44, 0.74), shift=0.09, pen=(4, 10), jit=0.09, dark=(0, 90), light=(165, 255), invert=0.0, slope=40, grain=30)
-    rot=0.16,
-    slant=0.35,
-    scale=(0.42, 0.72),
-    shift=0.10,
-    pen=(4, 10),
-    jit=0.105,
-    dark=(0, 100),
-    light=(150, 255),
-    invert=0.0,
-    slope=60,
-    grain=50,
-)
 
 
 def _below(rng: Random, n: int) -> int:
@@ -166,16 +263,15 @@ def _between(rng: Random, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
-def _trace(kind: str, knots: list[tuple[float, float]]) -> np.ndarray:
+def _trace(kind: str, knots: list[Knot]) -> np.ndarray:
     """Points along a stroke, float64 [m, 2] as (row, column)."""
     p = np.array([(y, x) for x, y in knots])
     t = (np.arange(_SAMPLES) / _SAMPLES)[None, :, None]
     if kind == "ring":
         before, start, stop, after = (np.roll(p, shift, axis=0) for shift in (1, 0, -1, -2))
     else:
-        start, stop = p[:-1], p[1:]
-        before = np.concatenate([p[:1], p[:-2]])
-        after = np.concatenate([p[2:], p[-1:]])
+        before, start = np.concatenate([p[:1], p[:-2]]), p[:-1]
+        stop, after = p[1:], np.concatenate([p[2:], p[-1:]])
     before, start, stop, after = (q[:, None, :] for q in (before, start, stop, after))
     if kind == "angular":
         pieces = start + t * (stop - start)
@@ -183,28 +279,27 @@ def _trace(kind: str, knots: list[tuple[float, float]]) -> np.ndarray:
         pieces = (
             start
             + 0.5 * t * (stop - before)
-            + t * t * (before - 2.5 * start + 2 * stop - 0.5 * after)
+            + t * t * (before - 2.5 * start + 2.0 * stop - 0.5 * after)
             + t * t * t * (1.5 * (start - stop) + 0.5 * (after - before))
         )
     return pieces.reshape(-1, 2)
 
 
-def _stamp(points: np.ndarray, pen: int, full: int) -> np.ndarray:
-    """Bool [full, full]: where a round pen of radius `pen` has been, `points` int64 [m, 2]."""
-    margin = 2 * full  # far more than any stroke leaves the picture by: no clipping of indices
+def _stamp(points: np.ndarray, pen: int) -> np.ndarray:
+    """uint8 [256, 256]: 1 where a round pen has been; `points` int64 [m, 2], radius `pen`."""
+    margin = 2 * pen  # so that no index needs clipping
+    side = _FULL + 2 * margin
+    near = ((points >= -pen) & (points < _FULL + pen)).all(axis=1)
+    points = points[near] + margin
+    centres = np.unique(points[:, 0] * side + points[:, 1])
     reach = np.arange(-pen, pen + 1)
     dy, dx = np.nonzero(reach[:, None] ** 2 + reach[None, :] ** 2 <= pen * pen)
-    stride = full
-    inside = ((points >= -pen) & (points < full + pen)).all(axis=1)
-    points = np.unique(points[inside], axis=0)
-    stride = full + 4 * pen
-    canvas = np.zeros((stride, stride), dtype=bool)
-    flat = (points[:, 0] + 2 * pen) * stride + points[:, 1] + 2 * pen
-    canvas.reshape(-1)[flat[:, None] + ((dy - pen) * stride + dx - pen)[None, :]] = True
-    return canvas[2 * pen : 2 * pen + full, 2 * pen : 2 * pen + full]
+    canvas = np.zeros(side * side, dtype=np.uint8)
+    canvas[centres[:, None] + (dy - pen) * side + dx - pen] = 1
+    return canvas.reshape(side, side)[margin:-margin, margin:-margin]
 
 
 def _grain(rng: Random) -> np.ndarray:
-    """Noise int64 [64, 64] in -128..127, from the raw 64-bit output of PCG64 (a frozen stream)."""
+    """Noise int64 [64, 64] in -128..127, from the raw output of PCG64, which NumPy keeps frozen."""
     raw = np.random.PCG64(int(rng.random() * 2**53)).random_raw(SIZE * SIZE // 8)
     return raw.astype("<u8").view(np.uint8).astype(np.int64).reshape(SIZE, SIZE) - 128

@@ -4,9 +4,11 @@ Torch-free, so that a wrong folder or labels file is reported before anything sl
 """
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -53,8 +55,7 @@ class ImageIndex:
 
     paths: [n] file names relative to `root`, posix form.  labels: int64 [n], positions in
     `class_names`.  splits: name -> int64 positions; names are "train", "val", "test".  A split may be
-    empty or absent.  `class_disjoint` says whether test classes are unseen in training (the field's
-    protocol) or the user's own labels file shares them.
+    empty or absent.  Test classes are unseen in training (the field's protocol).
     """
 
     name: str
@@ -108,21 +109,24 @@ class ImageIndex:
 
 
 def class_disjoint_split(
-    labels: np.ndarray, fractions: Mapping[str, float], seed: int
+    labels: np.ndarray, fractions: Mapping[str, float], seed: int, least: int = 2
 ) -> dict[str, np.ndarray]:
     """Deal whole classes to splits: shuffled by `seed`, then cut by `fractions`.
 
     labels: int64 [n].  fractions: split name -> share of the classes, summing to 1.  Returns split ->
-    sorted int64 positions.  Every split with a fraction above 0 gets at least one class while there
-    are classes enough.
+    sorted int64 positions.  Every split with a fraction above 0 gets at least `least` classes while
+    there are classes enough.  The order comes from Python's `random()`, whose values for an integer seed
+    are the same in every version: a split never changes.
     """
     classes = np.unique(labels)
-    order = np.random.default_rng(seed).permutation(len(classes))
+    rng = Random(seed)
+    order = np.argsort([rng.random() for _ in classes], kind="stable")
     wanted = {name: share for name, share in fractions.items() if share > 0}
-    bounds = np.round(np.cumsum(list(wanted.values())) * len(classes)).astype(int)
-    for i in range(len(bounds)):  # no wanted split is left empty
-        bounds[i] = max(bounds[i], i + 1)
-        bounds[i] = min(bounds[i], len(classes) - (len(bounds) - 1 - i))
+    least = min(least, len(classes) // max(len(wanted), 1))
+    bounds = np.floor(np.cumsum(list(wanted.values())) * len(classes) + 0.5).astype(int)
+    for i in range(len(bounds)):  # no wanted split is left short
+        bounds[i] = max(bounds[i], (bounds[i - 1] if i else 0) + least)
+        bounds[i] = min(bounds[i], len(classes) - (len(bounds) - 1 - i) * least)
     splits: dict[str, np.ndarray] = {}
     start = 0
     for name, stop in zip(wanted, bounds, strict=True):
@@ -130,6 +134,94 @@ def class_disjoint_split(
         splits[name] = np.flatnonzero(np.isin(labels, chosen)).astype(np.int64)
         start = max(stop, start)
     return splits
+
+
+def completed_splits(
+    given: Mapping[str, np.ndarray] | None,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    test_fraction: float,
+    val_fraction: float,
+) -> dict[str, np.ndarray]:
+    """A source's own splits, and what it lacks of them.
+
+    given: split -> positions, or None where the source names none: then `test_fraction` of the classes
+    become test and the others train.  Without "val", `val_fraction` of the training classes are taken
+    out of train for it (0: none).
+    """
+    if given is None:
+        splits = class_disjoint_split(
+            labels, {"train": 1 - test_fraction, "test": test_fraction}, seed
+        )
+    else:
+        splits = dict(given)
+    train = splits.get("train", np.empty(0, np.int64))
+    if "val" not in splits and val_fraction > 0 and len(train):
+        shares = {"train": 1 - val_fraction, "val": val_fraction}
+        parts = class_disjoint_split(labels[train], shares, seed)
+        splits |= {split: train[positions] for split, positions in parts.items()}
+    return splits
+
+
+def fraction_problems(test_fraction: float, val_fraction: float) -> list[Problem]:
+    """Fractions that are out of range. The schema checks them too; `load` may be called without it."""
+    problems = []
+    if not 0 < test_fraction < 1:
+        problems.append(Problem(f"data.test_fraction={test_fraction:g}", "must lie in (0, 1)."))
+    if not 0 <= val_fraction < 1:
+        what = "must lie in [0, 1). 0 makes no validation split."
+        problems.append(Problem(f"data.val_fraction={val_fraction:g}", what))
+    return problems
+
+
+def split_problems(
+    splits: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    where: str,
+    own: bool,
+) -> list[Problem]:
+    """Classes that two splits share, and splits of fewer than two classes.
+
+    `own` says whether the source named the splits; `where` is what the user typed.
+    """
+    problems = []
+    classes = {split: np.unique(labels[positions]) for split, positions in splits.items()}
+    for one, other in itertools.combinations([s for s in SPLITS if s in classes], 2):
+        shared = [class_names[label] for label in np.intersect1d(classes[one], classes[other])]
+        if shared:
+            many = f"{len(shared)} classes are" if len(shared) > 1 else "1 class is"
+            problems.append(
+                Problem(
+                    where,
+                    f"{many} in both {one} and {other}: {shortened(shared)}.\n"
+                    "Splits share no class: what is measured must be unseen in training. "
+                    "Give each class one split.",
+                )
+            )
+    needed = [split for split in SPLITS if split in splits or split != "val"]
+    short = {split: len(classes.get(split, ())) for split in needed}
+    short = {split: n for split, n in short.items() if n < 2}
+    total = len(np.unique(labels))
+    if not short:
+        return problems
+    if not own:
+        parts = " and ".join(f"2 for {split}" for split in needed)
+        words = f"has {total} class{'es' if total != 1 else ''}, and needs at least {parts}."
+        mend = "Add classes" + (", or data.val_fraction=0." if "val" in splits else ".")
+    else:
+        words = "; ".join(
+            f"the {split} split has {n} class{'es' if n != 1 else ''}, and needs at least 2"
+            for split, n in short.items()
+        )
+        words, mend = (
+            f"{words}.",
+            "Move or add classes, or name no splits: they are then made by seed.",
+        )
+        if "val" in short and set(short) <= {"train", "val"}:
+            mend = "Add training classes, or data.val_fraction=0 where no val split is named."
+    return [*problems, Problem(where, f"{words}\n{mend}")]
 
 
 def shortened(names: list[str], limit: int = 5) -> str:

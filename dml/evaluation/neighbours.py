@@ -10,7 +10,8 @@ settle the positives near the top, and counts only for queries whose positives l
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from dml.evaluation.scores import Scorer
 SEGMENT = 256  # columns whose maximum is looked at before the columns themselves
 TILE_ROWS, TILE_COLUMNS = 512, 4096  # a tile of 8 MB stays in a CPU's cache
 GPU_TILE_ROWS, GPU_TILE_COLUMNS = 4096, 16384
-LEVEL_BYTES = 96  # memory per (query, positive) pair while its rank is being found
-SORT_FROM = 5  # positives per query from which sorting a tile beats comparing with each in turn
-EXACT_PAIR_COST = 100  # scoring one pair alone costs about as much as this many in a product
+TILE_COPIES = 8  # tiles' worth of memory in use at once: transposed, compared, scored in float64
+LEVEL_BYTES = 128  # memory per positive while its rank is being found
+SORT_FROM = 5  # open levels per query from which sorting a tile beats comparing with each in turn
+DOUBTS = 1 << 16  # pairs kept before they are scored exactly
+PAIR_COST = 100  # scoring one pair by itself costs about as much as this many in a product
+SHORT_LIST = 10  # neighbours faiss searches where Recall@K alone would want deeper lists
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,11 @@ class Levels:
     above: Tensor
     tied: Tensor
 
-    def open(self, part: slice) -> Tensor:
-        """Positions in `part` of the levels whose rank still matters."""
-        wanted = self.above[part] + self.before[part] < self.limit[part]
-        return wanted.nonzero()[:, 0] + part.start
+    def open(self, first: int, last: int) -> Tensor:
+        """The levels of queries first..last whose rank still matters, ascending."""
+        start, stop = int(self.first[first]), int(self.first[last + 1])
+        part = slice(start, stop)
+        return (self.above[part] + self.before[part] < self.limit[part]).nonzero()[:, 0] + start
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,7 @@ class Search:
         self.faiss = backend == "faiss" and scorer.trusted
         self.device = scorer.query.values.device
         gpu = self.device.type != "cpu"
-        # A tile needs itself, its transpose, the segments taken from it and their comparisons.
-        elements = max(SEGMENT, memory // 64)
+        elements = max(SEGMENT, memory // 2 // TILE_COPIES // 4)
         self.columns = min(GPU_TILE_COLUMNS if gpu else TILE_COLUMNS, _up(len(scorer.gallery)))
         self.columns = max(SEGMENT, min(self.columns, elements // SEGMENT * SEGMENT))
         self.rows = max(1, min(GPU_TILE_ROWS if gpu else TILE_ROWS, elements // self.columns))
@@ -185,10 +189,10 @@ class Search:
             yield slice(start, stop)
             start = stop
 
-    def ranks(self, part: slice, progress: Callable[[int], None] = lambda _: None) -> Ranks:
+    def ranks(self, part: slice, progress: Callable[[float], None] | None = None) -> Ranks:
         """Ranks of the queries in `part` that have a positive.
 
-        progress: called with the number of similarities that were looked at.
+        progress: called with the share of this part that is done, in (0, 1].
         """
         levels = self._levels(part)
         if self.faiss:
@@ -269,10 +273,11 @@ class Search:
         import faiss
 
         size = len(self.scorer.gallery)
-        limits = self.relevant[part] if self.depth.relevant else torch.zeros(1, dtype=torch.int64)
-        wanted = max(self.depth.others, int(limits.max()), min(self.depth.best, 10))
-        # one more for the query itself, a few more so that the list's end is clearly below
-        length = min(size, wanted + 1 + 8)
+        depth = max(self.depth.others, min(self.depth.best, SHORT_LIST))
+        if self.depth.relevant:
+            depth = max(depth, int(self.relevant[part].max()))
+        # One more for the query itself, a few more so that the list's end lies clearly below.
+        length = min(size, depth + 1 + 8)
         if length > max(1024, size // 8):
             return  # counting is faster
         metric = faiss.METRIC_L2 if self.scorer.euclidean else faiss.METRIC_INNER_PRODUCT
@@ -280,70 +285,212 @@ class Search:
         step = max(1, min(16384, self.memory // 4 // (length * 32)))
         for start in range(part.start, part.stop, step):
             rows = slice(start, min(start + step, part.stop))
-            near, columns = faiss.knn(
+            found = faiss.knn(
                 self.scorer.query.values[rows].numpy(), gallery, length, metric=metric
             )
-            near, columns = torch.from_numpy(near), torch.from_numpy(columns)
+            near, columns = torch.from_numpy(found[0]), torch.from_numpy(found[1])
             if self.scorer.euclidean:
-                near.neg_()
-            end = near[:, -1].clone() if length < size else torch.full((len(near),), -torch.inf)
+                near = -near
+            end = near[:, -1].clone() if length < size else near.new_full((len(near),), -torch.inf)
             skip = self.gallery_class[columns] == self.query_class[rows, None]
             skip |= columns == self.self_column[rows, None]
             near.masked_fill_(skip, -torch.inf)
-            self._settle(levels, rows.start - part.start, part.start, near, columns, end)
+            self._settle(levels, part.start, rows, near, columns, end)
 
     def _settle(
-        self, levels: Levels, row: int, query: int, near: Tensor, columns: Tensor, end: Tensor
+        self, levels: Levels, origin: int, rows: slice, near: Tensor, columns: Tensor, end: Tensor
     ) -> None:
-        which = levels.open(_span(levels, row, row + len(near)))
-        local = levels.query[which] - row
-        low, high = self.scorer.band(levels.query[which] + query, levels.score[which], True)
-        listed = torch.nn.functional.pad(near, (0, -near.shape[1] % 8), value=-torch.inf)
-        above, maybe = _counts_by_sorting(listed, local, low, high)
-        known = low > end[local]
+        """Use the lists of `rows`: near and columns [rows, length], best first; end: the last value."""
+        which = levels.open(rows.start - origin, rows.stop - origin - 1)
+        row = levels.query[which] - (rows.start - origin)
+        low, high = self.scorer.band(levels.query[which] + origin, levels.score[which], True)
+        above, maybe = _count_by_sorting(near, row, low, high)
+        known = (low > end[row]) & (maybe <= PAIR_COST)
+        # Whatever the list does not show can only add to these.
         beyond = above + levels.before[which] >= levels.limit[which]
-        levels.above[which[beyond]] = above[beyond]
-        known &= ~beyond & (maybe <= EXACT_PAIR_COST)
-        levels.above[which[known]] = above[known]
-        doubt = known & (maybe > 0)
-        entry, place = _between(near[local[doubt]], low[doubt], high[doubt])
-        level = which[doubt][entry]
-        self._score_pairs(levels, level, columns[local[doubt][entry], place], query)
-        # settled: nothing more is to be counted for these
-        levels.limit[which[known]] = -1
+        levels.above[which[known | beyond]] = above[known | beyond]
+        levels.limit[which[known & ~beyond]] = -1  # closed: the tiles must not count again
+        doubt = (known & ~beyond & (maybe > 0)).nonzero()[:, 0]
+        entry, place = _between(near, row[doubt], low[doubt], high[doubt])
+        self._resolve(levels, origin, [(which[doubt][entry], columns[row[doubt][entry], place])])
 
     # -- the rest of the gallery, in tiles
 
-    def _count(self, levels: Levels, part: slice, progress: Callable[[int], None]) -> None:
+    def _count(self, levels: Levels, part: slice, progress: Callable[[float], None] | None) -> None:
         """Count the negatives above and at every open level."""
-        size = len(self.scorer.gallery)
-        pending = _Pending(self, levels, part.start)
-        todo = levels.query[levels.open(slice(0, len(levels.query)))].unique()
-        whole = self.layout.symmetric and len(todo) * 2 > size and part.stop - part.start == size
-        if whole:
-            todo = torch.arange(size, device=self.device)
-        total = len(todo) * size
+        queries, size = part.stop - part.start, len(self.scorer.gallery)
+        todo = levels.query[levels.open(0, queries - 1)].unique()
+        # Where queries and gallery are one set, a tile serves its rows and its columns.
+        mirror = self.layout.symmetric and queries == size and 2 * len(todo) > size
+        if mirror or len(todo) == queries:
+            todo = torch.arange(queries, device=self.device)
+        doubts: list[tuple[Tensor, Tensor]] = []
         seen = 0
         for start in range(0, len(todo), self.rows):
             block = todo[start : start + self.rows]
-            rows = block + part.start
-            begin = start if whole else 0
-            edges = [begin, *range(start + len(block), size, self.columns), size] if whole else [
-                *range(0, size, self.columns), size
-            ]
-            for left, right in zip(edges[:-1], edges[1:], strict=True):
-                if left == right:
-                    continue
-                columns = slice(left, right)
-                tile = self._tile(rows, columns)
-                self._tally(levels, block, tile, columns, pending)
+            edges = [0, *range(self.columns, size, self.columns), size]
+            if mirror:
+                after = start + len(block)
+                edges = (
+                    [start, *range(after, size, self.columns), size]
+                    if after < size
+                    else [start, size]
+                )
+            for left, right in pairwise(edges):
+                tile = self._tile(part.start, block, left, right)
                 seen += len(block) * (right - left)
-                if whole and left > start:
-                    across = torch.arange(left, right, device=self.device)
-                    mirrored = self._padded(right - left, len(block))
-                    mirrored[:, : len(block)] = tile[:, : right - left].T
-                    self._tally(levels, across, mirrored, slice(start, start + len(block)), pending)
+                other = None
+                if mirror and left > start:
+                    other = self._padded(right - left, len(block))
+                    other[:, : len(block)] = tile[:, : right - left].T
                     seen += len(block) * (right - left)
-            pending.flush()
-            progress(seen * (part.stop - part.start) * size // max(1, total) - 0)
-        pending.flush()
+                doubts += self._tally(levels, part.start, block, tile, left, right)
+                if other is not None:
+                    across = torch.arange(left, right, device=self.device)
+                    doubts += self._tally(levels, part.start, across, other, start, after)
+                if sum(len(level) for level, _ in doubts) > DOUBTS:
+                    self._resolve(levels, part.start, doubts)
+            if progress is not None:
+                progress(seen / (len(todo) * size))
+        self._resolve(levels, part.start, doubts)
+
+    def _padded(self, rows: int, columns: int) -> Tensor:
+        """An uninitialised tile, its width a multiple of SEGMENT, the surplus at -inf."""
+        tile = torch.empty(rows, _up(columns), device=self.device, dtype=torch.float32)
+        tile[:, columns:] = -torch.inf
+        return tile
+
+    def _tile(self, origin: int, block: Tensor, left: int, right: int) -> Tensor:
+        """Inner products [block, left:right] with everything that is no negative at -inf."""
+        first, last = int(block[0]) + origin, int(block[-1]) + origin
+        rows = slice(first, last + 1) if last - first + 1 == len(block) else block + origin
+        tile = self._padded(len(block), right - left)
+        self.scorer.product(rows, slice(left, right), out=tile[:, : right - left])
+        starts, classes = self.layout.gallery_start, self.layout.query_class
+        low = max(left, int(starts[classes[first]]))
+        high = min(right, int(starts[classes[last] + 1]))
+        if low < high:
+            same = self.query_class[rows, None] == self.gallery_class[None, low:high]
+            tile[:, low - left : high - left].masked_fill_(same, -torch.inf)
+        own = self.self_column[rows]
+        inside = ((own >= left) & (own < right)).nonzero()[:, 0]
+        tile[inside, own[inside] - left] = -torch.inf
+        return tile
+
+    def _tally(
+        self, levels: Levels, origin: int, block: Tensor, tile: Tensor, left: int, right: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Count the columns left:right for the open levels of the queries in `block`.
+
+        tile: inner products from `_tile` or its transpose; it is overwritten.  Returns (levels,
+        columns) of the pairs that the float32 products left in doubt.
+        """
+        which = levels.open(int(block[0]), int(block[-1]))
+        if not len(which):
+            return []
+        self.scorer.to_near(tile[:, : right - left], slice(left, right))
+        row = torch.searchsorted(block, levels.query[which])
+        low, high = levels.low[which], levels.high[which]
+        if not self.scorer.trusted:
+            low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
+            low = low.fill_(torch.finfo(low.dtype).min)
+        count = _count_by_sorting if len(which) > SORT_FROM * len(tile) else _count_by_comparing
+        above, maybe = count(tile, row, low, high)
+        doubts = []
+        # Doubts about a level that is now known to lie too deep do not matter.
+        deep = levels.above[which] + above + levels.before[which] >= levels.limit[which]
+        doubtful = ((maybe > 0) & ~deep).nonzero()[:, 0]
+        if len(doubtful):
+            rows = row[doubtful].unique()
+            if int(maybe[doubtful].sum()) * PAIR_COST > len(rows) * (right - left):
+                # Much of the tile is in doubt (a collapsed model, say): score these rows exactly.
+                again = torch.isin(row, rows)
+                exact = self._padded(len(rows), right - left)
+                exact[:, : right - left] = self.scorer.exact(
+                    block[rows] + origin, slice(left, right)
+                )
+                exact.masked_fill_(tile[rows] == -torch.inf, -torch.inf)
+                score = levels.score[which[again]]
+                place = torch.searchsorted(rows, row[again])
+                above[again], tied = count(exact, place, score, score)
+                levels.tied[which[again]] += tied
+            else:
+                entry, column = _between(tile, row[doubtful], low[doubtful], high[doubtful])
+                doubts.append((which[doubtful][entry], column + left))
+        levels.above[which] += above
+        return doubts
+
+    def _resolve(self, levels: Levels, origin: int, doubts: list[tuple[Tensor, Tensor]]) -> None:
+        """Score pairs (level, column) exactly, add them to the counts, empty the list."""
+        if not doubts:
+            return
+        level = torch.cat([pair[0] for pair in doubts])
+        column = torch.cat([pair[1] for pair in doubts])
+        doubts.clear()
+        score = self.scorer.exact_pairs(levels.query[level] + origin, column)
+        levels.above.index_add_(0, level, (score > levels.score[level]).long())
+        levels.tied.index_add_(0, level, (score == levels.score[level]).long())
+
+
+def _up(columns: int) -> int:
+    return -(-columns // SEGMENT) * SEGMENT
+
+
+def _count_by_comparing(
+    tile: Tensor, row: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each i: how many of tile[row[i]] are above high[i], and how many in [low[i], high[i]].
+
+    tile: float32 [rows, a multiple of SEGMENT].  row: int64 [n].  Returns two int64 [n].
+    """
+    segments = tile.shape[1] // SEGMENT
+    pieces = tile.view(-1, SEGMENT)
+    # Most segments hold nothing as near as the level, which their maximum shows.
+    largest = pieces.amax(1).view(-1, segments)
+    entry, segment = (largest[row] >= low[:, None]).nonzero(as_tuple=True)
+    piece = row[entry] * segments + segment
+    above = torch.zeros(len(row), dtype=torch.int64, device=tile.device)
+    least = torch.zeros_like(above)
+    step = max(1, tile.numel() // SEGMENT)
+    for start in range(0, len(entry), step):
+        part = entry[start : start + step]
+        values = pieces.index_select(0, piece[start : start + step])
+        over = torch.empty_like(values)  # float: on a CPU, faster to fill and to sum than bool
+        torch.gt(values, high[part, None], out=over)
+        above.index_add_(0, part, over.sum(1).long())
+        torch.ge(values, low[part, None], out=over)
+        least.index_add_(0, part, over.sum(1).long())
+    return above, least - above
+
+
+def _count_by_sorting(
+    tile: Tensor, row: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same as `_count_by_comparing`, for many levels a row; row must ascend, any width."""
+    if tile.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(tile.numpy(), axis=1))  # faster than torch's there
+    else:
+        ordered = tile.sort(dim=1).values
+    # Levels of a row side by side: [rows, most levels of any row].
+    counts = torch.bincount(row, minlength=len(tile))
+    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    bounds = torch.full((len(tile), int(counts.max())), torch.inf, device=tile.device)
+    bounds[row, slot] = high
+    above = tile.shape[1] - torch.searchsorted(ordered, bounds, right=True)[row, slot]
+    bounds[row, slot] = low
+    least = tile.shape[1] - torch.searchsorted(ordered, bounds)[row, slot]
+    return above, least - above
+
+
+def _between(tile: Tensor, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(i, column) of every tile[row[i], column] in [low[i], high[i]]; int64 each."""
+    entries, columns = [row[:0]], [row[:0]]
+    step = max(1, tile.numel() // tile.shape[1])
+    for start in range(0, len(row), step):
+        part = slice(start, start + step)
+        values = tile[row[part]]
+        inside = (values >= low[part, None]) & (values <= high[part, None])
+        entry, column = inside.nonzero(as_tuple=True)
+        entries.append(entry + start)
+        columns.append(column)
+    return torch.cat(entries), torch.cat(columns)

@@ -11,7 +11,7 @@ A float32 matrix product is faster and only near. `Scorer.band` gives, for each 
 outside which the float32 product proves the order; pairs inside it are scored exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,75 +27,88 @@ CHUNK = 1 << 18  # elements prepared at a time: a few float64 copies of it stay 
 class Vectors:
     """Rows on their grids.
 
-    values: float32 [n, d].  squares: float64 [n], squared lengths, exact.
+    values: float32 [n, d], of length at most about 1.4.  squares: float64 [n], squared lengths, exact.
+    lift: float64 [n], powers of two that make all lengths alike; ones unless the similarity is dot.
     """
 
     values: Tensor
     squares: Tensor
+    lift: Tensor
 
     def __len__(self) -> int:
         return len(self.values)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of `values` [n, d] in the order `order` [n], less `centre`, as float64 parts."""
+
+    values: Tensor
+    order: Tensor
+    centre: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        step = max(1, CHUNK // self.values.shape[1])
+        for start in range(0, len(self.order), step):
+            part = slice(start, start + step)
+            # Half precision becomes float32, and float64 too: metrics are those of float32 embeddings.
+            rows = self.values[self.order[part]].float().double()
+            yield part, rows if self.centre is None else rows.sub_(self.centre)
+
+
 def prepare(
-    query: Tensor, gallery: Tensor | None, similarity: str
+    query: tuple[Tensor, Tensor], gallery: tuple[Tensor, Tensor] | None, similarity: str
 ) -> tuple[Vectors, Vectors]:
     """Normalise (cosine), centre (euclidean), scale by powers of two and round to the grid.
 
-    query [q, d], gallery [g, d] or None for the query itself; real numbers of any type, finite in
-    float32, on one device.  Half-precision numbers become float32 before anything is computed.
+    query, gallery: values [n, d], real numbers that are finite in float32, and the order [n] in which
+    their rows are wanted; gallery None for the query itself.
     A row's result depends on that row (and, for euclidean and dot, on the set), never on its position.
     """
+    sets = [_Rows(*query)] if gallery is None else [_Rows(*query), _Rows(*gallery)]
     if similarity == "cosine":
         # A zero vector has no direction; it stays zero, at similarity 0 to everything.
-        unit = [_rounded(x, 1 / _safe(_lengths(x)), 1.0) for x in _both(query, gallery)]
-        return _vectors(unit)
-    centre = None
+        return _vectors([_rounded(rows, _safe(_lengths(rows)), None) for rows in sets], None)
     if similarity == "euclidean":
-        centre = _centre(query if gallery is None else gallery)
-    sets = _both(query, gallery)
-    steps = [_power_of_two(_lengths(x, centre)) for x in sets]
+        centre = _centre(sets[-1])
+        sets = [_Rows(rows.values, rows.order, centre) for rows in sets]
+    steps = [_power_of_two(_lengths(rows)) for rows in sets]
     # One scale for all keeps distances comparable; inner products allow one per set.
     scales = [step.max() for step in steps]
     if similarity == "euclidean":
         scales = [torch.stack(scales).max()] * len(sets)
-    return _vectors(
-        [
-            _rounded(x, 1 / step, step / scale, centre)
-            for x, step, scale in zip(sets, steps, scales, strict=True)
-        ]
-    )
+    values = [
+        _rounded(rows, step, step / scale)
+        for rows, step, scale in zip(sets, steps, scales, strict=True)
+    ]
+    # A query's own length changes no ranking. Undone, it cannot push products below float32's range.
+    lifts = [scale / step for step, scale in zip(steps, scales, strict=True)]
+    return _vectors(values, lifts if similarity == "dot" else None)
 
 
-def _both(query: Tensor, gallery: Tensor | None) -> list[Tensor]:
-    return [query] if gallery is None else [query, gallery]
-
-
-def _vectors(values: list[Tensor]) -> tuple[Vectors, Vectors]:
-    sets = [Vectors(v, _squares(v)) for v in values]
+def _vectors(values: list[Tensor], lifts: list[Tensor] | None) -> tuple[Vectors, Vectors]:
+    sets = []
+    for i, value in enumerate(values):
+        squares = torch.empty(len(value), dtype=torch.float64, device=value.device)
+        step = max(1, CHUNK // value.shape[1])
+        for start in range(0, len(value), step):
+            part = slice(start, start + step)
+            squares[part] = value[part].double().square_().sum(1)
+        sets.append(
+            Vectors(value, squares, torch.ones_like(squares) if lifts is None else lifts[i])
+        )
     return sets[0], sets[-1]
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
-    rows = max(1, CHUNK // x.shape[1])
-    for start in range(0, len(x), rows):
-        yield slice(start, start + rows)
-
-
-def _float64(x: Tensor, centre: Tensor | None = None) -> Tensor:
-    x = x.detach().to(torch.float32).to(torch.float64, copy=True)
-    return x if centre is None else x.sub_(centre)
-
-
-def _lengths(x: Tensor, centre: Tensor | None = None) -> Tensor:
+def _lengths(rows: _Rows) -> Tensor:
     """Length of each row, float64 [n].
 
     Summed by folding halves, element by element: the same row gives the same bits wherever it is,
     which a library's reduction does not promise.
     """
-    lengths = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    for part in _chunks(x):
-        square = _float64(x[part], centre).square_()
+    lengths = torch.empty(len(rows.order), dtype=torch.float64, device=rows.values.device)
+    for part, square in rows:
+        square.square_()
         while (width := square.shape[1]) > 1:
             keep = width - width // 2
             square[:, : width // 2] += square[:, keep:]
@@ -116,57 +129,54 @@ def _power_of_two(lengths: Tensor) -> Tensor:
     return torch.where(mantissa < 0.7, power / 2, power)
 
 
-def _rounded(
-    x: Tensor, factor: Tensor, scale: float | Tensor, centre: Tensor | None = None
-) -> Tensor:
-    """float32 of (x - centre) * factor, rounded to the grid, then times `scale` (powers of two)."""
-    values = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    for part in _chunks(x):
-        row = _float64(x[part], centre).mul_(factor[part, None])
-        row = row.div_(GRID).round_().mul_(GRID)
-        if isinstance(scale, Tensor):
-            row = row.mul_(scale[part, None])
-        values[part] = row.float()
+def _rounded(rows: _Rows, divisor: Tensor, scale: Tensor | None) -> Tensor:
+    """float32 [n, d]: each row divided by its divisor, rounded to the grid, times its power of two."""
+    values = torch.empty(len(rows.order), rows.values.shape[1], device=rows.values.device)
+    for part, row in rows:
+        row.div_(divisor[part, None]).div_(GRID).round_().mul_(GRID)
+        values[part] = (row if scale is None else row.mul_(scale[part, None])).float()
     return values
 
 
-def _squares(values: Tensor) -> Tensor:
-    squares = torch.empty(len(values), dtype=torch.float64, device=values.device)
-    for part in _chunks(values):
-        squares[part] = values[part].double().square_().sum(1)
-    return squares
-
-
-def _centre(x: Tensor) -> Tensor:
+def _centre(rows: _Rows) -> Tensor:
     """A point near the middle of the rows, float64 [d].
 
     Distances do not change when it is subtracted, and the digits a common offset took up come back.
     Medians, because they do not depend on the order of the rows. Rounded to about half the spread of
     one coordinate, because that is near enough and leaves data on a lattice on the lattice.
     """
-    columns = max(1, CHUNK * 8 // len(x))
-    middle = [x[:, j : j + columns].detach().float().median(0).values for j in range(0, x.shape[1], columns)]
-    middle = torch.cat(middle).double()
-    lengths = _lengths(x, middle)
+    values = rows.values
+    step = max(1, 8 * CHUNK // len(values))
+    middle = torch.cat(
+        [part.float().median(0).values for part in values.split(step, dim=1)]
+    ).double()
+    lengths = _lengths(_Rows(values, rows.order, middle))
     lengths = lengths[lengths > 0]
     if not len(lengths):
         return middle
-    step = _power_of_two(lengths.median() / x.shape[1] ** 0.5) / 2
+    spread = lengths.median() / values.shape[1] ** 0.5
+    step = _power_of_two(spread) / 2
     return torch.round(middle / step) * step
 
 
 class Scorer:
     """Similarities between prepared queries and a prepared gallery, exact and near.
 
-    A similarity is larger for nearer items: the cosine, the inner product (times a power of two per
-    query), or minus the squared distance (times a power of two).  `near` returns a float32 quantity
-    that orders items alike, up to rounding.
+    query, gallery, similarity: as in `prepare`.  A similarity is larger for nearer items: the cosine, the inner product (times a power of two per
+    query), or minus the squared distance (times a power of two).  `to_near` makes float32 products
+    into a quantity that orders items alike, up to rounding.
     """
 
-    def __init__(self, query: Tensor, gallery: Tensor | None, similarity: str):
+    def __init__(
+        self,
+        query: tuple[Tensor, Tensor],
+        gallery: tuple[Tensor, Tensor] | None,
+        similarity: str,
+    ):
+        self.kind = similarity
         self.euclidean = similarity == "euclidean"
         self.query, self.gallery = prepare(query, gallery, similarity)
-        self.dim = query.shape[1]
+        self.dim = self.query.values.shape[1]
         self.half_squares = (self.gallery.squares / 2).float() if self.euclidean else None
         longest = self.gallery.squares.max().sqrt()
         # Summing n float32 terms in any order errs by at most n u / (1 - n u) of the sum of their
@@ -174,8 +184,6 @@ class Scorer:
         # that sum is at most the product of the lengths. Four more roundings cover what follows
         # the product; the last term covers underflow.
         n = (self.dim + 4) * 2.0**-24
-        if n >= 0.5:
-            raise ValueError(f"embeddings have {self.dim} dimensions; at most 2^23 are supported")
         reach = self.query.squares.sqrt() * longest
         if self.euclidean:
             reach = reach + longest**2 / 2
@@ -189,9 +197,10 @@ class Scorer:
         """Inner products in float32, [rows, columns]."""
         return torch.mm(self.query.values[rows], self.gallery.values[columns].T, out=out)
 
-    def near(self, product: Tensor, columns: slice) -> Tensor:
-        """The float32 quantity that orders items like the similarity, from `product`, [rows, columns]."""
-        return product if self.half_squares is None else product - self.half_squares[columns]
+    def to_near(self, product: Tensor, columns: slice) -> None:
+        """Turn inner products [rows, columns], in place, into what orders items like the similarity."""
+        if self.half_squares is not None:
+            product.sub_(self.half_squares[columns])
 
     def band(self, query: Tensor, score: Tensor, from_faiss: bool = False) -> tuple[Tensor, Tensor]:
         """(low, high), float32 [n], for similarities `score` [n] of queries `query` [n].
@@ -200,9 +209,10 @@ class Scorer:
         in between the exact similarity must tell.  `from_faiss`: the near value is what faiss
         returns (the inner product, or minus the squared distance).
         """
-        centre = score.double()
+        lift = self.query.lift[query]
+        centre = score.double() / lift
         # one unit in the last place of the similarity, itself a float32
-        width = centre.abs() * 2.0**-23 + 2.0**-148
+        width = centre.abs() * 2.0**-23 + 2.0**-148 / lift
         if not self.euclidean:
             width = width + self.error[query]
         elif from_faiss:
@@ -218,37 +228,55 @@ class Scorer:
 
     def exact(self, rows: Tensor | slice, columns: slice) -> Tensor:
         """Similarities, float32 [rows, columns]."""
-        gallery = self.gallery.values[columns].double()
-        product = self.query.values[rows].double() @ gallery.T
+        query, gallery = self.query.values[rows].double(), self.gallery.values[columns].double()
         return self._similarity(
-            product, self.query.squares[rows, None], self.gallery.squares[None, columns]
+            query @ gallery.T,
+            lambda of_query: of_query[rows, None],
+            lambda of_item: of_item[columns],
         )
 
     def exact_blocks(self, rows: slice, columns: slice, blocks: int) -> Tensor:
         """Similarities within `blocks` equal consecutive parts of both slices, float32 [blocks, r, c]."""
-        query = self.query.values[rows].double().unflatten(0, (blocks, -1))
-        gallery = self.gallery.values[columns].double().unflatten(0, (blocks, -1))
+
+        def split(x: Tensor) -> Tensor:
+            return x.double().unflatten(0, (blocks, -1))
+
+        query, gallery = split(self.query.values[rows]), split(self.gallery.values[columns])
         return self._similarity(
             torch.bmm(query, gallery.transpose(1, 2)),
-            self.query.squares[rows].unflatten(0, (blocks, -1))[:, :, None],
-            self.gallery.squares[columns].unflatten(0, (blocks, -1))[:, None, :],
+            lambda of_query: split(of_query[rows])[:, :, None],
+            lambda of_item: split(of_item[columns])[:, None, :],
         )
 
     def exact_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Similarities of the pairs (rows[i], columns[i]), float32 [n]."""
-        scores = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
+        scores = [torch.empty(0, device=rows.device)]
         step = max(1, CHUNK // self.dim)
-        for start in range(0, len(rows), step):
-            i, j = rows[start : start + step], columns[start : start + step]
+        for i, j in zip(rows.split(step), columns.split(step), strict=True):
             product = self.query.values[i].double().mul_(self.gallery.values[j]).sum(1)
-            scores[start : start + step] = self._similarity(
-                product, self.query.squares[i], self.gallery.squares[j]
+            scores.append(
+                self._similarity(
+                    product, lambda of_query, i=i: of_query[i], lambda of_item, j=j: of_item[j]
+                )
             )
-        return scores
+        return torch.cat(scores)
 
-    def _similarity(self, product: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
-        if self.euclidean:
-            product = product.mul_(2).sub_(query + gallery)
+    def _similarity(
+        self,
+        product: Tensor,
+        query: Callable[[Tensor], Tensor],
+        gallery: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """float32 similarities from exact inner products.
+
+        query, gallery: bring a vector over the queries or items into the shape of `product`.
+        """
+        if self.kind == "euclidean":
+            product = product.mul_(2).sub_(
+                query(self.query.squares) + gallery(self.gallery.squares)
+            )
+        elif self.kind == "dot":
+            product = product.mul_(query(self.query.lift))
         return product.float()
 
     def _bound_holds(self) -> bool:

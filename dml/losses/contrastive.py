@@ -2,8 +2,8 @@
 Mapping", CVPR 2006.
 """
 
-import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dml.losses.pairs import (
@@ -11,7 +11,6 @@ from dml.losses.pairs import (
     compare,
     cosine_similarity,
     full_precision,
-    mean_over,
     pair_masks,
     unit_distances,
 )
@@ -19,16 +18,19 @@ from dml.types import Embeddings, IndicesTuple, Labels
 
 
 def contrastive_values(
-    distances: Float[Tensor, "n m"],
-    positives: Bool[Tensor, "n m"],
-    positive_margin: float,
-    negative_margin: float,
-    squared_hinge: bool,
-) -> Float[Tensor, "n m"]:
-    """One value per pair, as a positive where `positives` says so and as a negative elsewhere."""
-    hinge = torch.where(positives, distances - positive_margin, negative_margin - distances)
-    hinge = hinge.clamp(min=0)
+    excess: Float[Tensor, "*pairs"], squared_hinge: bool
+) -> Float[Tensor, "*pairs"]:
+    """One value per pair, from how far it is on the wrong side of its margin."""
+    hinge = F.relu(excess)
     return hinge.square() / 2 if squared_hinge else hinge
+
+
+def mean_value(
+    values: Float[Tensor, "*pairs"], pairs: Int[Tensor, ""], average: str
+) -> Float[Tensor, ""]:
+    """Sum of the values over the number of those above 0, or over the number of `pairs`."""
+    count = values.count_nonzero() if average == "active" else pairs
+    return values.sum() / count.clamp(min=1)
 
 
 class Contrastive(nn.Module):
@@ -84,17 +86,14 @@ class Contrastive(nn.Module):
             batch = compare(embeddings, labels, reference, reference_labels, self_slots)
             positives, negatives = pair_masks(batch, indices_tuple)
             similarities = cosine_similarity(batch.embeddings, batch.reference)
-            values = contrastive_values(
-                unit_distances(similarities, squared=False),
-                positives,
-                self.positive_margin,
-                self.negative_margin,
-                self.squared_hinge,
-            )
-            if self.average == "active":
-                active = values.detach() > 0
-                positives, negatives = positives & active, negatives & active
-            loss = mean_over(values, positives) + mean_over(values, negatives)
+            distances = unit_distances(similarities, squared=False)
+            # Positive pairs are few, so they are picked out; negatives are most of the matrix.
+            excess_p = distances[positives] - self.positive_margin
+            excess_n = (self.negative_margin - distances) * negatives.to(distances.dtype)
+            values_p = contrastive_values(excess_p, self.squared_hinge)
+            values_n = contrastive_values(excess_n, self.squared_hinge)
+            loss = mean_value(values_p, positives.sum(), self.average)
+            loss = loss + mean_value(values_n, negatives.sum(), self.average)
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ Triplet Loss for Person Re-Identification", arXiv:1703.07737.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ def lifted_values(
     of_row = masked_logsumexp(margin - distances, negatives, dim=1).clamp(min=least)
     of_column = masked_logsumexp(margin - distances, negatives, dim=0).clamp(min=least)
     bound = torch.logaddexp(of_row[:, None], of_column) + distances
-    return bound.clamp(min=0).square() / 2
+    return F.relu(bound).square() / 2
 
 
 def generalized_rows(
@@ -44,7 +45,7 @@ def generalized_rows(
     """One value per anchor; 0 where it has no positive or no negative."""
     farthest = masked_logsumexp(distances, positives)
     nearest = masked_logsumexp(margin - distances, negatives)
-    return (farthest + nearest).clamp(min=0)
+    return F.relu(farthest + nearest)
 
 
 class LiftedStructure(nn.Module):

@@ -25,14 +25,14 @@ def n_pair_values(
     return F.softplus(masked_logsumexp(products, negatives)[:, None] - products)
 
 
-def first_two(
-    labels: Int[Tensor, " n"],
-) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
-    """Positions of the first and of the second image of every class that has two."""
-    same = labels[:, None] == labels
-    earlier = same.tril(-1).sum(dim=1)  # images of the class before this one
-    has_two = same.sum(dim=1) > 1
-    return ((earlier == 0) & has_two).nonzero().flatten(), (earlier == 1).nonzero().flatten()
+def first_two(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
+    """Positions of the first and the second image of every class that has two, class by class."""
+    grouped, order = labels.sort(stable=True)
+    same_as_next = grouped[1:] == grouped[:-1]
+    is_first = torch.ones_like(labels, dtype=torch.bool)
+    is_first[1:] = ~same_as_next
+    first = (is_first[:-1] & same_as_next).nonzero().flatten()
+    return order[first], order[first + 1]
 
 
 class NPair(nn.Module):
@@ -78,7 +78,7 @@ class NPair(nn.Module):
             if indices_tuple is None and reference is None:
                 anchors, others = first_two(batch.labels)
                 rows, columns = batch.embeddings[anchors], batch.embeddings[others]
-                positives = batch.labels[anchors][:, None] == batch.labels[others]
+                positives = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
                 negatives = ~positives
                 used = torch.cat([rows, columns])
             else:

@@ -7,11 +7,13 @@ where a row meets itself, which is known by position and never guessed from a si
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dml.types import IndicesTuple
@@ -163,16 +165,34 @@ def cosine_similarity(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float
     return x_unit @ (x_unit if y is x else unit(y)).T
 
 
-def unit_distances(similarities: Float[Tensor, "n m"], squared: bool) -> Float[Tensor, "n m"]:
-    """Euclidean distances between unit vectors: |x - y|^2 = 2 - 2 cos.
+class _UnitDistance(torch.autograd.Function):
+    """sqrt(2 - 2 s), with gradient 0 where it is 0; there the square root has slope infinity."""
 
-    Closer than rounding can tell apart counts as 0, with gradient 0: there sqrt has slope infinity.
-    """
-    squares = 2 - 2 * similarities
-    apart = squares > 4 * torch.finfo(similarities.dtype).eps
-    if squared:
-        return torch.where(apart, squares, 0)
-    return torch.where(apart, squares, 1).sqrt().where(apart, 0)
+    @staticmethod
+    def forward(ctx: Any, similarities: Tensor) -> Tensor:
+        squares = _unit_squares(similarities)
+        distances = squares.sqrt()
+        # slope -1/d, written so that it is 0 at d = 0 and one product in the backward pass
+        ctx.save_for_backward(distances / (-torch.finfo(squares.dtype).tiny - squares))
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
+
+
+def _unit_squares(similarities: Tensor) -> Tensor:
+    """2 - 2 s; what rounding cannot tell from 0 is 0."""
+    return F.threshold(
+        torch.rsub(similarities, 2, alpha=2), 4 * torch.finfo(similarities.dtype).eps, 0
+    )
+
+
+def unit_distances(similarities: Float[Tensor, "n m"], squared: bool) -> Float[Tensor, "n m"]:
+    """Euclidean distances between unit vectors: |x - y|^2 = 2 - 2 cos; finite gradient at 0."""
+    return _unit_squares(similarities) if squared else _UnitDistance.apply(similarities)
 
 
 # ---------------------------------------------------------------- masks
@@ -185,18 +205,22 @@ def pair_masks(
 
     Of triplets (a, p, n) the pairs are (a, p) and (a, n). A pair named twice counts once.
     """
-    n, m = len(batch.labels), len(batch.reference_labels)
-    columns = torch.arange(m, device=batch.labels.device)
-    is_self = batch.self_slots[:, None] == columns
     if indices_tuple is None:
-        same = batch.labels[:, None] == batch.reference_labels
-        return same & ~is_self, ~(same | is_self)
-    anchors, positives, negative_anchors, negatives = as_pairs(indices_tuple, batch)
-    masks = torch.zeros(2, n, m, dtype=torch.bool, device=batch.labels.device)
-    masks[0, anchors, positives] = True
-    masks[1, negative_anchors, negatives] = True
-    masks &= ~is_self
-    return masks[0], masks[1]
+        positives = batch.labels[:, None] == batch.reference_labels
+        negatives = ~positives
+    else:
+        shape = (len(batch.labels), len(batch.reference_labels))
+        positives, negatives = batch.labels.new_zeros((2, *shape), dtype=torch.bool)
+        anchors, others, negative_anchors, negative_others = as_pairs(indices_tuple, batch)
+        positives[anchors, others] = True
+        negatives[negative_anchors, negative_others] = True
+    if batch.reference is batch.embeddings:
+        positives.fill_diagonal_(False)
+        negatives.fill_diagonal_(False)
+        return positives, negatives
+    columns = torch.arange(len(batch.reference_labels), device=batch.labels.device)
+    others = batch.self_slots[:, None] != columns
+    return positives & others, negatives & others
 
 
 def as_pairs(indices_tuple: IndicesTuple, batch: Comparison) -> tuple[Tensor, ...]:
@@ -238,21 +262,51 @@ def refuse_tuple(indices_tuple: IndicesTuple | None, loss: str, why: str) -> Non
 # ---------------------------------------------------------------- sums and means
 
 
+class _MaskedLogSumExp(torch.autograd.Function):
+    """log sum exp over a mask. The softmax is its gradient, and gives the value as well.
+
+    Not torch.logsumexp: where every entry is -inf its gradient is NaN, and on a CPU its exp takes
+    fifty times as long for entries that underflow, which a scale of 80 makes of most.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, dim: int) -> Tensor:
+        empty = ~mask.any(dim=dim, keepdim=True)
+        values = values.masked_fill(~(mask | empty), -math.inf)
+        shares = values.softmax(dim=dim)
+        # The largest entry's share is exp(max) / sum exp.
+        sums = values.amax(dim=dim) - shares.amax(dim=dim).log()
+        ctx.save_for_backward(shares, empty)
+        ctx.dim = dim
+        return sums.masked_fill(empty.squeeze(dim), -math.inf)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        shares, empty = ctx.saved_tensors
+        gradient = gradient.unsqueeze(ctx.dim).masked_fill(empty, 0)
+        return shares * gradient, None, None
+
+
 def masked_logsumexp(
     values: Float[Tensor, "n m"], mask: Bool[Tensor, "n m"], dim: int = 1
 ) -> Float[Tensor, " k"]:
-    """log sum exp over the entries in `mask`; -inf where there is none, with gradient 0."""
-    any_entry = mask.any(dim=dim, keepdim=True)
-    # An all -inf row has the gradient exp(-inf - -inf) = NaN; such rows are computed on zeros
-    # instead.
-    fill = torch.where(any_entry, -math.inf, 0.0).to(values.dtype)
-    sums = torch.where(mask, values, fill).logsumexp(dim=dim)
-    return sums.masked_fill(~any_entry.squeeze(dim), -math.inf)
+    """log sum exp over the entries in `mask`; -inf where there is none, with gradient 0.
+
+    `values` must be finite, inside the mask and outside.
+    """
+    if values.numel() == 0:
+        return values.sum(dim=dim) - math.inf
+    return _MaskedLogSumExp.apply(values, mask, dim)
 
 
 def mean_over(values: Float[Tensor, "..."], valid: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Mean of the entries in `valid`; 0 (still connected to the graph) if there is none."""
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+    """Mean of the entries in `valid`; 0 (still connected to the graph) if there is none.
+
+    `values` must be finite, in `valid` and outside.
+    """
+    weights = valid.to(values.dtype)  # on a CPU a product is several times faster than torch.where
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 def blockwise(

@@ -31,7 +31,7 @@ def triplet_values(
     """One value per triplet; 0 where the negative's distance is infinite."""
     if variant == "soft":
         return F.softplus(positive_distances - negative_distances)
-    return (positive_distances + margin - negative_distances).clamp(min=0)
+    return F.relu(positive_distances + margin - negative_distances)
 
 
 def triplet_rows(

@@ -1,7 +1,14 @@
 """Every loss equals its paper: value and gradient against loops written from the formula."""
 
 import pytest
-from loss_cases import drawn_batches, value_and_gradients, variant_id, variants
+from loss_cases import (
+    drawn_batches,
+    loss_files,
+    reference_path,
+    value_and_gradients,
+    variant_id,
+    variants,
+)
 
 BATCHES = drawn_batches()
 
@@ -31,6 +38,16 @@ def compare_with_reference(loss, reference, x, labels, hyperparameters) -> str:
 def test_enough_batches_are_drawn():
     """The claim of at least 20 batches of every kind holds."""
     assert len(BATCHES) >= 20
+
+
+@pytest.mark.parametrize("file", loss_files(), ids=variant_id)
+def test_has_a_reference(file):
+    """A loss that calls itself verified must have the loops that verify it, at its shipped values."""
+    assert reference_path(file.name).is_file()
+    shipped = file.shipped()
+    assert any(
+        all(values[key] == shipped[key] for key in values) for values in file.reference.VARIANTS
+    ), "no variant of the reference has the shipped values"
 
 
 @pytest.mark.parametrize(("file", "hyperparameters"), variants(), ids=variant_id)

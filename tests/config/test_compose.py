@@ -1,0 +1,65 @@
+"""Every file of the configuration composes, resolves and is within its own ranges."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from dml.config import check, compose
+from dml.data.index import SPLITS
+
+
+def files(group: str) -> list[str]:
+    return compose.options_of(group)
+
+
+def options() -> list[str]:
+    """`group=file` for each file there is, with what it needs to be complete."""
+    needs = {
+        "backbone=timm": ["backbone.name=test_vit"],
+        "data=folder": ["data.root=somewhere"],
+        "data=csv": ["data.root=somewhere", "data.labels=labels.csv"],
+    }
+    words = [f"{group}={name}" for group in compose.groups() for name in files(group)]
+    return [" ".join([word, *needs.get(word, [])]) for word in words]
+
+
+@pytest.mark.parametrize("words", options())
+def test_every_file_composes_and_is_within_its_ranges(words):
+    composed, problems = compose.compose_all(words.split())
+    assert not problems
+    composed.config.data.num_train_classes = 100
+    assert not [p for group in check.GROUPS for p in check.node_problems(composed.config, group)]
+    OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("data", files("data"))
+@pytest.mark.parametrize("loss", files("loss"))
+def test_every_loss_composes_with_every_data_set(loss, data):
+    """The loss brings its sampler and miner whatever the data set brings."""
+    composed, problems = compose.compose_all([f"loss={loss}", f"data={data}"])
+    assert not problems
+    assert {"sampler", "miner", "backbone", "trainer"} <= {c.group for c in composed.choices}
+    composed.config.data.num_train_classes = 100
+    composed.config.data.root = composed.config.data.root if data in ("glyphs", "digits") else "x"
+    assert not check.rules(composed)
+
+
+def test_every_group_has_a_schema_and_is_checked():
+    composed, _ = compose.compose_all([])
+    groups = {key for key in composed.config if OmegaConf.is_dict(composed.config[key])}
+    assert groups == set(check.GROUPS)
+
+
+def test_a_sweep_is_the_product_of_its_lists():
+    jobs, varied = compose.expand(["loss=circle,triplet", "seed=range(0,2)", "head.dim=64"])
+    assert jobs == [
+        ["loss=circle", "seed=0", "head.dim=64"],
+        ["loss=circle", "seed=1", "head.dim=64"],
+        ["loss=triplet", "seed=0", "head.dim=64"],
+        ["loss=triplet", "seed=1", "head.dim=64"],
+    ]
+    assert varied == ["loss", "seed"]
+
+
+def test_splits_have_their_names():
+    """The record and the index speak of the same splits."""
+    assert SPLITS == ("train", "val", "test")
