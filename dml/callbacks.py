@@ -1,7 +1,6 @@
 """What happens beside training: a checkpoint when asked to stop, one line an epoch where no bar can be."""
 
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -11,11 +10,8 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-
-from dml.errors import RunError
 
 log = logging.getLogger("dml")
 
@@ -29,7 +25,7 @@ class Interrupted(Exception):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM: finish the step, save `last.ckpt`, raise Interrupted.
+    """Ctrl-C and SIGTERM: finish the step (an epoch's last with its validation), save, raise Interrupted.
 
     A second signal stops at once, leaving the checkpoint before.
     """
@@ -41,22 +37,31 @@ class StopOnSignal(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Receive the signals within this block."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def receive(number: int, frame: FrameType | None) -> None:
-            if self.received is not None:
-                signal.signal(number, before[signal.Signals(number)])
-                raise KeyboardInterrupt
-            self.received = number
-            log.info("Stopping after this step; once more stops at once.")
-
-        for number in before:
-            signal.signal(number, receive)
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self.before.items():
                 signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Make the signals ours."""
+        for number in self.before:
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; at the second, do what would have been done without us."""
+        if self.received is not None:
+            for other, handler in self.before.items():
+                signal.signal(other, handler)
+            raise KeyboardInterrupt
+        self.received = number
+        log.info("Stopping after this step; once more stops at once.")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM back from Lightning, whose handler ends the run with exit code 0."""
+        self.listen()
 
     def on_train_batch_end(
         self,
@@ -66,14 +71,22 @@ class StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save and stop where a resumed run can take up."""
-        if self.received is not None:
+        """Save and stop where a resumed run can take up.
+
+        Not after the last step of an epoch: Lightning would leave out that epoch's validation when it
+        resumes, and with it perhaps the best weights.
+        """
+        if self.received is not None and not trainer.is_last_batch:
             trainer.save_checkpoint(self.checkpoint)
             raise Interrupted(self.received, self.checkpoint)
 
 
 class EpochLines(Callback):
     """One line an epoch in the log, and on the terminal where there is no progress bar."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run resumed within an epoch begins without `on_train_epoch_start`."""
+        self.start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -88,25 +101,3 @@ class EpochLines(Callback):
                 parts.append(f"{label} {float(values[key]):.4f}")
         parts.append(f"{time.monotonic() - self.start:.1f} s")
         log.info("  ".join(parts), extra={"quiet": trainer.progress_bar_callback is not None})
-
-
-class FiniteLoss(Callback):
-    """Stop when the loss is not finite, naming the step: what is learnt after it is worthless."""
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Look at the step's loss."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if isinstance(loss, torch.Tensor) and not math.isfinite(loss.item()):
-            raise RunError(
-                f"the loss is {loss.item()} at step {trainer.global_step} "
-                f"(epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}).\n"
-                "Lower optimizer.lr and optimizer.head_lr, add schedule.warmup_steps=100 or "
-                "trainer.gradient_clip_val=1."
-            )

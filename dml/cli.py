@@ -3,12 +3,16 @@
 Nothing above the call of `run` imports torch: a wrong command line is reported within a second.
 """
 
+import dataclasses
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dml.config import check, compose
 from dml.config.compose import Composed
@@ -35,7 +39,7 @@ EVAL_HELP = """Evaluate the encoder of a finished run again.
   dml-eval run=DIR data=folder data.root=OTHER   other data, its test split
   dml-eval run=DIR split=val evaluation.metrics=[recall@1,map@r]
 
-Options: run=DIR, split=train|val|test, data=..., data.*, evaluation.*, loader.*
+Options: run=DIR, split=train|val|test|all, data=..., data.*, evaluation.*, loader.*
 """
 
 
@@ -108,8 +112,9 @@ def train_one(composed: Composed, index: ImageIndex) -> int:
     except Interrupted as stopped:
         directory = composed.config.run_dir
         kept = [w for w in composed.overrides if w.split("=")[0] not in ("run_dir", "ckpt_path")]
-        again = [record.program(), *kept, f"run_dir={directory}", "ckpt_path=last"]
-        log.info("Stopped. Saved %s. Resume with\n  %s", stopped.checkpoint, " ".join(again))
+        again = [*kept, compose.word("run_dir", directory), "ckpt_path=last"]
+        command = f"{record.program()} {shlex.join(again)}"
+        log.info("Stopped. Saved %s. Resume with\n  %s", stopped.checkpoint, command)
         return 128 + stopped.signal_number
     return 0
 
@@ -139,7 +144,7 @@ def sweep(words: list[str]) -> int:
             results.append((name, record.read(directory)))
             continue
         log.info("Job %d of %d: %s", number, len(jobs), name)
-        job = [word for word in job if not word.startswith("run_dir=")] + [f"run_dir={directory}"]
+        job = [word for word in job if not word.startswith("run_dir=")] + [compose.word("run_dir", directory)]
         if (directory / "checkpoints" / "last.ckpt").exists():
             job.append("ckpt_path=last")
         try:
@@ -170,6 +175,8 @@ def evaluate_command(words: list[str]) -> int:
     if problems:
         raise ConfigurationError(problems)
     index = check.check_data(composed)
+    if own["split"] == "all":
+        index = dataclasses.replace(index, splits={"all": np.arange(len(index.labels))})
     if len(index.part(own["split"])) == 0:
         raise ConfigurationError(
             [Problem(f"split={own['split']}", "this data has no such images.")]
@@ -196,8 +203,9 @@ def eval_composed(run: str, split: str, words: list[str]) -> tuple[Composed, lis
             problems.append(
                 Problem(word, f"is no option of dml-eval. Options: {', '.join(allowed)}.")
             )
-    if split not in SPLITS:
-        problems.append(Problem(f"split={split}", f"must be one of {', '.join(SPLITS)}."))
+    splits = (*SPLITS, "all")
+    if split not in splits:
+        problems.append(Problem(f"split={split}", f"must be one of {', '.join(splits)}."))
     if not run:
         problems.append(Problem("run", "which run? Add run=DIR, the directory of a finished run."))
     elif not (Path(run).expanduser() / record.FILE).is_file():

@@ -48,9 +48,18 @@ class DmlModule(pl.LightningModule):
         """Start the clock of training time."""
         self.clock = time.monotonic()
 
+    def on_train_start(self) -> None:
+        """A run resumed within an epoch begins without `on_train_epoch_start`."""
+        self.freeze_or_release()
+
     def on_train_epoch_start(self) -> None:
         """Release the trunk when its epochs of rest are over."""
-        self.encoder.trunk.frozen = self.current_epoch < self.encoder.trunk.freeze_epochs
+        self.freeze_or_release()
+
+    def freeze_or_release(self) -> None:
+        """Freeze the trunk for its first `freeze_epochs`, and let every layer take its mode."""
+        trunk = self.encoder.trunk
+        trunk.frozen = self.current_epoch < trunk.freeze_epochs
         self.encoder.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -68,11 +77,14 @@ class DmlModule(pl.LightningModule):
         self.bad_images.check(batch)
         if len(batch.labels) == 0:
             return None
-        embeddings = self.encoder(batch.images)
-        if self.miner is None:
-            loss = self.loss(embeddings, batch.labels)
-        else:
-            loss = self.loss(embeddings, batch.labels, self.miner(embeddings, batch.labels))
+        try:
+            embeddings = self.encoder(batch.images)
+            if self.miner is None:
+                loss = self.loss(embeddings, batch.labels)
+            else:
+                loss = self.loss(embeddings, batch.labels, self.miner(embeddings, batch.labels))
+        except ValueError as error:  # a loss refuses what would not be finite
+            raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
@@ -91,9 +103,20 @@ class DmlModule(pl.LightningModule):
         if not parts:
             raise RunError("no validation image could be read.")
         embeddings, labels, ids = (torch.cat(part) for part in zip(*parts, strict=True))
-        metrics = evaluate(embeddings, labels, query_ids=ids, **self.evaluation)
+        try:
+            metrics = evaluate(embeddings, labels, query_ids=ids, **self.evaluation)
+        except ValueError as error:
+            raise self.diverged(f"validation: {error}") from error
         for name, value in metrics.items():
             self.log(f"val/{name}", value, prog_bar=name == "recall@1")
+
+    def diverged(self, what: str) -> RunError:
+        """The error of a run whose embeddings or loss are no numbers any more."""
+        return RunError(
+            f"step {self.global_step}, epoch {self.current_epoch + 1}, {what}\n"
+            "If training diverged: lower optimizer.lr and optimizer.head_lr, add "
+            "schedule.warmup_steps=100 or trainer.gradient_clip_val=1."
+        )
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameter groups, its rate set at every step."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dml import build, record, tables
-from dml.callbacks import EpochLines, FiniteLoss, StopOnSignal
+from dml.callbacks import EpochLines, Interrupted, StopOnSignal
 from dml.config.check import checkpoint_path
 from dml.config.compose import Composed
 from dml.data.images import BadImages
@@ -124,6 +124,8 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
             ckpt_path=None if resumed is None else str(resumed),
             weights_only=True if resumed is not None else None,
         )
+    if stop.received is not None:  # in the last epoch's validation: everything is saved already
+        raise Interrupted(stop.received, stop.checkpoint)
     device = trainer.strategy.root_device
     training_seconds = module.training_seconds + time.monotonic() - module.clock
     if trainer.global_step == 0:
@@ -269,6 +271,8 @@ def evaluate_run(run: Path, index: ImageIndex, split: str, config: DictConfig) -
         "checkpoint": finished["checkpoint"],
         "data": describe_data(index, bad_images),
         "split": split,
+        "images": len(labels),
+        "classes": int(labels.unique().numel()),
         "similarity": similarity,
         "preprocess": encoder.preprocess.as_dict(),
         "versions": record.versions(),
@@ -309,7 +313,6 @@ def callbacks(
 ) -> list[Callback]:
     """Everything beside training itself."""
     found: list[Callback] = [
-        FiniteLoss(),
         stop,
         EpochLines(),
         ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False),
@@ -439,6 +442,8 @@ def quieten_libraries() -> None:
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
     warnings.filterwarnings(
         "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
     )

@@ -69,10 +69,9 @@ def results(record: Mapping[str, Any]) -> None:
 
 def evaluation(result: Mapping[str, Any]) -> None:
     """Metrics of one encoder on one split."""
-    split = result["data"]["splits"][result["split"]]
     table = Table(
-        title=f"{result['data']['name']}, {result['split']}: {split['images']} images of "
-        f"{split['classes']} classes",
+        title=f"{result['data']['name']}, {result['split']}: {result['images']} images of "
+        f"{result['classes']} classes",
         title_justify="left",
     )
     table.add_column("metric")

@@ -7,6 +7,7 @@ is wrong becomes a `Problem` with the nearest legal names.
 import copy
 import difflib
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,13 +88,22 @@ def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
         try:
             overrides += parser.parse_overrides([word])
         except HydraException as error:
-            reason = str(error).splitlines()[1:2]
+            reason = [line for line in str(error).splitlines()[1:2] if "hydra.cc" not in line]
             problems.append(
                 Problem(
                     word, f"cannot be read ({'; '.join(reason)}).\nOptions are written key=value."
                 )
             )
     return overrides, problems
+
+
+def word(key: str, value: object) -> str:
+    """`key=value` as Hydra will read it back, whatever characters the value has."""
+    text = str(value)
+    if re.fullmatch(r"[\w./~-]+", text):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def expand(words: list[str]) -> tuple[list[list[str]], list[str]]:

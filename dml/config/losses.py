@@ -246,6 +246,19 @@ class Island(ParametricLoss):
     keeps_length: ClassVar[bool] = True
 
 
+@dataclass
+class Focal(LossSchema):
+    """Focal loss over the logits of another classification loss."""
+
+    classifier: dict[str, Any] = MISSING
+    gamma: float = number(0, note="The paper uses 2.")
+    lr_scale: float = positive()
+    weight_decay: float = number(0)
+
+    compares: ClassVar[str] = "proxies"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+
 # ---------------------------------------------------------------- pairs, triplets and ranks, more
 
 
@@ -470,6 +483,7 @@ def register(store: Any) -> None:
     store.store(group=loss, name="cross_entropy", node=CrossEntropy)
     store.store(group=loss, name="center", node=Center)
     store.store(group=loss, name="island", node=Island)
+    store.store(group=loss, name="focal", node=Focal)
     store.store(group=loss, name="margin", node=Margin)
     store.store(group=loss, name="sup_con", node=SupCon)
     store.store(group=loss, name="nt_xent", node=NTXent)

@@ -20,10 +20,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, sampler, seed: int):
-        self.sampler = sampler
+        self.dealer = sampler
         self.seed = seed
         self.epoch = 0
         self.resume: tuple[int, int] | None = None
+
+    @property
+    def sampler(self) -> "EpochBatches":
+        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler, not on that one."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -31,15 +36,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def resume_at(self, step: int) -> None:
         """Start where `step` batches have already been used; later epochs are whole."""
-        self.resume = divmod(step, len(self.sampler))
+        self.resume = divmod(step, len(self.dealer))
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.dealer)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start = self.resume or (self.epoch, 0)
         self.resume = None
-        for number, batch in enumerate(islice(self.sampler.batches(epoch), start, None), start):
+        for number, batch in enumerate(islice(self.dealer.batches(epoch), start, None), start):
             stream = np.random.SeedSequence((self.seed, epoch, number))
             seeds = stream.generate_state(len(batch), np.uint64) >> np.uint64(1)
             yield list(zip(batch.tolist(), seeds.tolist(), strict=True))

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dml.evaluation.scores import Scorer
 
-SEGMENT = 256  # columns whose maximum is looked at before the columns themselves
-TILE_ROWS, TILE_COLUMNS = 512, 4096  # a tile of 8 MB stays in a CPU's cache
-GPU_TILE_ROWS, GPU_TILE_COLUMNS = 4096, 16384
-TILE_COPIES = 8  # tiles' worth of memory in use at once: transposed, compared, scored in float64
+SEGMENT = 128  # items whose maximum is looked at before the items themselves
+CPU_TILE, GPU_TILE = 1 << 22, 1 << 26  # similarities in a tile: 16 MB stay near a CPU's cores
+COMPARE_WIDTH, SORT_WIDTH = 1 << 12, 1 << 14  # items side by side in a tile
+TILE_COPIES = 8  # tiles' worth of memory in use at once: buffers, pieces, comparisons, float64
 LEVEL_BYTES = 128  # memory per positive while its rank is being found
 SORT_FROM = 5  # open levels per query from which sorting a tile beats comparing with each in turn
-DOUBTS = 1 << 16  # pairs kept before they are scored exactly
+MANY = 16  # levels per query from which that holds although most close after a few tiles
 PAIR_COST = 100  # scoring one pair by itself costs about as much as this many in a product
 SHORT_LIST = 10  # neighbours faiss searches where Recall@K alone would want deeper lists
 
@@ -37,7 +37,8 @@ class Layout:
     Classes are ordered by their sizes.  query_order, gallery_order: positions in the caller's arrays.
     query_class [q], gallery_class [g]: class numbers in this order.  query_start, gallery_start
     [classes + 1]: where each class begins.  self_column [q]: where the gallery holds the query itself,
-    or -1.  relevant [q]: number of positives.  All int64 on the CPU.
+    or -1.  self_in_class [q]: whether that is within its class's range.  relevant [q]: number of
+    positives.  On the CPU, int64 (self_in_class bool).
     """
 
     query_order: Tensor
@@ -47,14 +48,9 @@ class Layout:
     query_start: Tensor
     gallery_start: Tensor
     self_column: Tensor
+    self_in_class: Tensor
     relevant: Tensor
     symmetric: bool
-
-    @property
-    def self_is_positive(self) -> Tensor:
-        """Whether the query itself is in its class's range, bool [q]."""
-        own = self.self_column.clamp(min=0)
-        return (self.self_column >= 0) & (self.gallery_class[own] == self.query_class)
 
 
 def layout(
@@ -83,12 +79,13 @@ def layout(
     own = self_column[query_order]
     own = np.where(own >= 0, place[own], -1)
     query, gallery = query[query_order], gallery[gallery_order]
-    gallery_size = np.bincount(gallery, minlength=count)
-    relevant = gallery_size[query] - ((own >= 0) & (gallery[own] == query))
     query_start = np.searchsorted(query, np.arange(count + 1))
     gallery_start = np.searchsorted(gallery, np.arange(count + 1))
-    arrays = (query_order, gallery_order, query, gallery, query_start, gallery_start, own, relevant)
-    return Layout(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), symmetric)
+    in_class = (own >= 0) & (gallery[own] == query)
+    relevant = np.diff(gallery_start)[query] - in_class
+    order = (query_order, gallery_order)
+    rest = (query, gallery, query_start, gallery_start, own, in_class, relevant)
+    return Layout(*(torch.from_numpy(a) for a in (*order, *rest)), symmetric)
 
 
 @dataclass
@@ -166,11 +163,11 @@ class Search:
         self.scorer, self.layout, self.depth = scorer, layout, depth
         self.faiss = backend == "faiss" and scorer.trusted
         self.device = scorer.query.values.device
-        gpu = self.device.type != "cpu"
-        elements = max(SEGMENT, memory // 2 // TILE_COPIES // 4)
-        self.columns = min(GPU_TILE_COLUMNS if gpu else TILE_COLUMNS, _up(len(scorer.gallery)))
-        self.columns = max(SEGMENT, min(self.columns, elements // SEGMENT * SEGMENT))
-        self.rows = max(1, min(GPU_TILE_ROWS if gpu else TILE_ROWS, elements // self.columns))
+        tile = CPU_TILE if self.device.type == "cpu" else GPU_TILE
+        whole = _up(len(scorer.query)) * _up(len(scorer.gallery))
+        self.elements = min(tile, whole, max(SEGMENT**2, memory // 2 // TILE_COPIES // 4))
+        # Tiles share memory: fresh from the system it costs more than filling it.
+        self.buffers = torch.empty(3, self.elements, device=self.device)
         self.pairs = max(1, memory // 4 // LEVEL_BYTES)
         self.memory = memory
         self.query_class = layout.query_class.to(self.device)
@@ -259,7 +256,7 @@ class Search:
                 scores = self.scorer.exact_blocks(slice(at, stop), where, blocks).flatten(0, 1)
                 offset = columns[self.layout.query_class[at:stop]]
                 own = self.layout.self_column[at:stop] - offset
-                has_self = self.layout.self_is_positive[at:stop].nonzero()[:, 0]
+                has_self = self.layout.self_in_class[at:stop].nonzero()[:, 0]
                 scores[has_self.to(self.device), own[has_self].to(self.device)] = -torch.inf
                 scores = scores.sort(dim=1, descending=True).values
                 counts = self.relevant[at:stop, None]
@@ -304,14 +301,14 @@ class Search:
         which = levels.open(rows.start - origin, rows.stop - origin - 1)
         row = levels.query[which] - (rows.start - origin)
         low, high = self.scorer.band(levels.query[which] + origin, levels.score[which], True)
-        above, maybe = _count_by_sorting(near, row, low, high)
+        above, maybe = _count_by_sorting(near[:, None], row, low, high)
         known = (low > end[row]) & (maybe <= PAIR_COST)
         # Whatever the list does not show can only add to these.
         beyond = above + levels.before[which] >= levels.limit[which]
         levels.above[which[known | beyond]] = above[known | beyond]
         levels.limit[which[known & ~beyond]] = -1  # closed: the tiles must not count again
         doubt = (known & ~beyond & (maybe > 0)).nonzero()[:, 0]
-        entry, place = _between(near, row[doubt], low[doubt], high[doubt])
+        entry, place = _between(near[:, None], row[doubt], low[doubt], high[doubt])
         self._resolve(levels, origin, [(which[doubt][entry], columns[row[doubt][entry], place])])
 
     # -- the rest of the gallery, in tiles
@@ -319,104 +316,118 @@ class Search:
     def _count(self, levels: Levels, part: slice, progress: Callable[[float], None] | None) -> None:
         """Count the negatives above and at every open level."""
         queries, size = part.stop - part.start, len(self.scorer.gallery)
-        todo = levels.query[levels.open(0, queries - 1)].unique()
-        # Where queries and gallery are one set, a tile serves its rows and its columns.
-        mirror = self.layout.symmetric and queries == size and 2 * len(todo) > size
-        if mirror or len(todo) == queries:
+        todo, counts = levels.query[levels.open(0, queries - 1)].unique(return_counts=True)
+        # Few levels are compared with each item, and where queries and gallery are one set a tile
+        # then serves its rows and its columns. Many are looked up in sorted rows, the longer the better.
+        many = int(counts.sum()) > MANY * len(todo)
+        mirror = self.layout.symmetric and queries == size and 2 * len(todo) > size and not many
+        if mirror:
             todo = torch.arange(queries, device=self.device)
+        width = min(_up(size), SORT_WIDTH if many else COMPARE_WIDTH)
+        width = min(width, self.elements // SEGMENT**2 * SEGMENT)
+        height = self.elements // width // SEGMENT * SEGMENT
         doubts: list[tuple[Tensor, Tensor]] = []
         seen = 0
-        for start in range(0, len(todo), self.rows):
-            block = todo[start : start + self.rows]
-            edges = [0, *range(self.columns, size, self.columns), size]
+        for start in range(0, len(todo), height):
+            block = todo[start : start + height]
+            stop = start + len(block)
+            edges = [*range(stop if mirror else 0, size, width), size]
             if mirror:
-                after = start + len(block)
-                edges = (
-                    [start, *range(after, size, self.columns), size]
-                    if after < size
-                    else [start, size]
-                )
+                edges = [start, *edges] if stop < size else [start, size]
             for left, right in pairwise(edges):
                 tile = self._tile(part.start, block, left, right)
+                near = self._near(tile, left, right, rows=False)
+                doubts += self._tally(levels, part.start, block, near, left, right)
                 seen += len(block) * (right - left)
-                other = None
                 if mirror and left > start:
-                    other = self._padded(right - left, len(block))
-                    other[:, : len(block)] = tile[:, : right - left].T
-                    seen += len(block) * (right - left)
-                doubts += self._tally(levels, part.start, block, tile, left, right)
-                if other is not None:
                     across = torch.arange(left, right, device=self.device)
-                    doubts += self._tally(levels, part.start, across, other, start, after)
-                if sum(len(level) for level, _ in doubts) > DOUBTS:
-                    self._resolve(levels, part.start, doubts)
+                    near = self._near(tile, start, stop, rows=True)
+                    doubts += self._tally(levels, part.start, across, near, start, stop)
+                    seen += len(block) * (right - left)
+            self._resolve(levels, part.start, doubts)
             if progress is not None:
                 progress(seen / (len(todo) * size))
-        self._resolve(levels, part.start, doubts)
 
-    def _padded(self, rows: int, columns: int) -> Tensor:
-        """An uninitialised tile, its width a multiple of SEGMENT, the surplus at -inf."""
-        tile = torch.empty(rows, _up(columns), device=self.device, dtype=torch.float32)
-        tile[:, columns:] = -torch.inf
-        return tile
+    def _space(self, rows: int, columns: int, buffer: int) -> Tensor:
+        """Memory for [rows, columns], both rounded up to whole segments, the surplus at -inf."""
+        full_rows, full_columns = _up(rows), _up(columns)
+        space = self.buffers[buffer, : full_rows * full_columns].view(full_rows, full_columns)
+        space[rows:] = -torch.inf
+        space[:, columns:] = -torch.inf
+        return space
 
     def _tile(self, origin: int, block: Tensor, left: int, right: int) -> Tensor:
-        """Inner products [block, left:right] with everything that is no negative at -inf."""
+        """Inner products [block, left:right], all that is no negative at -inf, in whole segments."""
         first, last = int(block[0]) + origin, int(block[-1]) + origin
         rows = slice(first, last + 1) if last - first + 1 == len(block) else block + origin
-        tile = self._padded(len(block), right - left)
-        self.scorer.product(rows, slice(left, right), out=tile[:, : right - left])
+        tile = self._space(len(block), right - left, buffer=0)
+        inside = tile[: len(block), : right - left]
+        self.scorer.product(rows, slice(left, right), out=inside)
         starts, classes = self.layout.gallery_start, self.layout.query_class
         low = max(left, int(starts[classes[first]]))
         high = min(right, int(starts[classes[last] + 1]))
         if low < high:
             same = self.query_class[rows, None] == self.gallery_class[None, low:high]
-            tile[:, low - left : high - left].masked_fill_(same, -torch.inf)
-        own = self.self_column[rows]
-        inside = ((own >= left) & (own < right)).nonzero()[:, 0]
-        tile[inside, own[inside] - left] = -torch.inf
+            inside[:, low - left : high - left].masked_fill_(same, -torch.inf)
+        own = self.self_column[rows] - left
+        row = ((own >= 0) & (own < right - left)).nonzero()[:, 0]
+        inside[row, own[row]] = -torch.inf
         return tile
 
-    def _tally(
-        self, levels: Levels, origin: int, block: Tensor, tile: Tensor, left: int, right: int
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Count the columns left:right for the open levels of the queries in `block`.
+    def _near(self, tile: Tensor, start: int, stop: int, rows: bool) -> Tensor:
+        """What the items start:stop, the columns (or rows) of `tile`, are compared by.
 
-        tile: inner products from `_tile` or its transpose; it is overwritten.  Returns (levels,
-        columns) of the pairs that the float32 products left in doubt.
+        Returns a view [queries, segments, SEGMENT]: for rows=True the tile seen from its columns.
+        """
+        offset = self.scorer.offset(slice(start, stop))
+        if offset is not None:
+            offset = torch.nn.functional.pad(offset, (0, _up(len(offset)) - len(offset)))
+            out = self.buffers[1, : tile.numel()].view_as(tile)
+            tile = torch.sub(tile, offset[:, None] if rows else offset, out=out)
+        if rows:
+            return tile.unflatten(0, (-1, SEGMENT)).permute(2, 0, 1)
+        return tile.unflatten(1, (-1, SEGMENT))
+
+    def _tally(
+        self, levels: Levels, origin: int, block: Tensor, near: Tensor, left: int, right: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Count the items left:right for the open levels of the queries in `block`.
+
+        near: from `_near`.  Returns (levels, items) of the pairs that the products left in doubt.
         """
         which = levels.open(int(block[0]), int(block[-1]))
         if not len(which):
             return []
-        self.scorer.to_near(tile[:, : right - left], slice(left, right))
         row = torch.searchsorted(block, levels.query[which])
         low, high = levels.low[which], levels.high[which]
-        if not self.scorer.trusted:
-            low, high = torch.full_like(low, -torch.inf), torch.full_like(high, torch.inf)
-            low = low.fill_(torch.finfo(low.dtype).min)
-        count = _count_by_sorting if len(which) > SORT_FROM * len(tile) else _count_by_comparing
-        above, maybe = count(tile, row, low, high)
-        doubts = []
+        if not self.scorer.trusted:  # everything is in doubt
+            low = torch.full_like(low, torch.finfo(low.dtype).min)
+            high = torch.full_like(high, torch.inf)
+        many = len(which) > SORT_FROM * len(block)
+        count = _count_by_sorting if many else _count_by_comparing
+        above, maybe = count(near, row, low, high)
         # Doubts about a level that is now known to lie too deep do not matter.
         deep = levels.above[which] + above + levels.before[which] >= levels.limit[which]
         doubtful = ((maybe > 0) & ~deep).nonzero()[:, 0]
+        doubts = []
         if len(doubtful):
             rows = row[doubtful].unique()
             if int(maybe[doubtful].sum()) * PAIR_COST > len(rows) * (right - left):
                 # Much of the tile is in doubt (a collapsed model, say): score these rows exactly.
                 again = torch.isin(row, rows)
-                exact = self._padded(len(rows), right - left)
-                exact[:, : right - left] = self.scorer.exact(
+                exact = self._space(len(rows), right - left, buffer=2)
+                exact[: len(rows), : right - left] = self.scorer.exact(
                     block[rows] + origin, slice(left, right)
                 )
-                exact.masked_fill_(tile[rows] == -torch.inf, -torch.inf)
+                exact = exact.unflatten(1, (-1, SEGMENT))
+                exact[: len(rows)].masked_fill_(near[rows] == -torch.inf, -torch.inf)
                 score = levels.score[which[again]]
                 place = torch.searchsorted(rows, row[again])
                 above[again], tied = count(exact, place, score, score)
                 levels.tied[which[again]] += tied
             else:
-                entry, column = _between(tile, row[doubtful], low[doubtful], high[doubtful])
-                doubts.append((which[doubtful][entry], column + left))
+                entry, item = _between(near, row[doubtful], low[doubtful], high[doubtful])
+                doubts.append((which[doubtful][entry], item + left))
         levels.above[which] += above
         return doubts
 
@@ -437,60 +448,56 @@ def _up(columns: int) -> int:
 
 
 def _count_by_comparing(
-    tile: Tensor, row: Tensor, low: Tensor, high: Tensor
+    near: Tensor, row: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """For each i: how many of tile[row[i]] are above high[i], and how many in [low[i], high[i]].
+    """For each i: how many of near[row[i]] are above high[i], and how many in [low[i], high[i]].
 
-    tile: float32 [rows, a multiple of SEGMENT].  row: int64 [n].  Returns two int64 [n].
+    near: float32 [rows, segments, SEGMENT].  row: int64 [n].  Returns two int64 [n].
     """
-    segments = tile.shape[1] // SEGMENT
-    pieces = tile.view(-1, SEGMENT)
     # Most segments hold nothing as near as the level, which their maximum shows.
-    largest = pieces.amax(1).view(-1, segments)
+    columns = near.stride(0) == 1  # a tile seen from its columns; reduce along memory
+    largest = near.permute(1, 2, 0).amax(1).T if columns else near.amax(2)
     entry, segment = (largest[row] >= low[:, None]).nonzero(as_tuple=True)
-    piece = row[entry] * segments + segment
-    above = torch.zeros(len(row), dtype=torch.int64, device=tile.device)
+    above = torch.zeros(len(row), dtype=torch.int64, device=near.device)
     least = torch.zeros_like(above)
-    step = max(1, tile.numel() // SEGMENT)
-    for start in range(0, len(entry), step):
-        part = entry[start : start + step]
-        values = pieces.index_select(0, piece[start : start + step])
+    step = max(1, near.numel() // near.shape[2] // 2)
+    for i, s in zip(entry.split(step), segment.split(step), strict=True):
+        values = near[row[i], s]
         over = torch.empty_like(values)  # float: on a CPU, faster to fill and to sum than bool
-        torch.gt(values, high[part, None], out=over)
-        above.index_add_(0, part, over.sum(1).long())
-        torch.ge(values, low[part, None], out=over)
-        least.index_add_(0, part, over.sum(1).long())
+        above.index_add_(0, i, torch.gt(values, high[i, None], out=over).sum(1).long())
+        least.index_add_(0, i, torch.ge(values, low[i, None], out=over).sum(1).long())
     return above, least - above
 
 
 def _count_by_sorting(
-    tile: Tensor, row: Tensor, low: Tensor, high: Tensor
+    near: Tensor, row: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same as `_count_by_comparing`, for many levels a row; row must ascend, any width."""
-    if tile.device.type == "cpu":
-        ordered = torch.from_numpy(np.sort(tile.numpy(), axis=1))  # faster than torch's there
+    """The same as `_count_by_comparing`, for many levels a row.  row must ascend."""
+    near = near.flatten(1).contiguous()
+    if near.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(near.numpy(), axis=1))  # faster than torch's there
     else:
-        ordered = tile.sort(dim=1).values
+        ordered = near.sort(dim=1).values
     # Levels of a row side by side: [rows, most levels of any row].
-    counts = torch.bincount(row, minlength=len(tile))
+    counts = torch.bincount(row, minlength=len(near))
     slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    bounds = torch.full((len(tile), int(counts.max())), torch.inf, device=tile.device)
+    bounds = torch.full((len(near), int(counts.max())), torch.inf, device=near.device)
     bounds[row, slot] = high
-    above = tile.shape[1] - torch.searchsorted(ordered, bounds, right=True)[row, slot]
+    above = near.shape[1] - torch.searchsorted(ordered, bounds, right=True)[row, slot]
     bounds[row, slot] = low
-    least = tile.shape[1] - torch.searchsorted(ordered, bounds)[row, slot]
+    least = near.shape[1] - torch.searchsorted(ordered, bounds)[row, slot]
     return above, least - above
 
 
-def _between(tile: Tensor, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """(i, column) of every tile[row[i], column] in [low[i], high[i]]; int64 each."""
-    entries, columns = [row[:0]], [row[:0]]
-    step = max(1, tile.numel() // tile.shape[1])
+def _between(near: Tensor, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(i, item) of every near[row[i], item] in [low[i], high[i]], segments end to end; int64 each."""
+    entries, items = [row[:0]], [row[:0]]
+    step = max(1, len(near) // 2)
     for start in range(0, len(row), step):
         part = slice(start, start + step)
-        values = tile[row[part]]
+        values = near[row[part]].flatten(1)
         inside = (values >= low[part, None]) & (values <= high[part, None])
-        entry, column = inside.nonzero(as_tuple=True)
+        entry, item = inside.nonzero(as_tuple=True)
         entries.append(entry + start)
-        columns.append(column)
-    return torch.cat(entries), torch.cat(columns)
+        items.append(item)
+    return torch.cat(entries), torch.cat(items)

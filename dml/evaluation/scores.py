@@ -162,9 +162,10 @@ def _centre(rows: _Rows) -> Tensor:
 class Scorer:
     """Similarities between prepared queries and a prepared gallery, exact and near.
 
-    query, gallery, similarity: as in `prepare`.  A similarity is larger for nearer items: the cosine, the inner product (times a power of two per
-    query), or minus the squared distance (times a power of two).  `to_near` makes float32 products
-    into a quantity that orders items alike, up to rounding.
+    query, gallery, similarity: as in `prepare`.  A similarity is larger for nearer items: the cosine,
+    the inner product, or minus the squared distance (the last two times a power of two that is the
+    same for all items a query is compared with).  `product` less `offset` orders items alike, up to
+    rounding.
     """
 
     def __init__(
@@ -197,10 +198,9 @@ class Scorer:
         """Inner products in float32, [rows, columns]."""
         return torch.mm(self.query.values[rows], self.gallery.values[columns].T, out=out)
 
-    def to_near(self, product: Tensor, columns: slice) -> None:
-        """Turn inner products [rows, columns], in place, into what orders items like the similarity."""
-        if self.half_squares is not None:
-            product.sub_(self.half_squares[columns])
+    def offset(self, columns: slice) -> Tensor | None:
+        """What to subtract from the inner products with items to order them like the similarity."""
+        return None if self.half_squares is None else self.half_squares[columns]
 
     def band(self, query: Tensor, score: Tensor, from_faiss: bool = False) -> tuple[Tensor, Tensor]:
         """(low, high), float32 [n], for similarities `score` [n] of queries `query` [n].

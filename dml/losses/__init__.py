@@ -20,8 +20,10 @@ from dml.losses.contrastive import Contrastive
 from dml.losses.cosface import CosFace
 from dml.losses.cross_entropy import CrossEntropy
 from dml.losses.fast_ap import FastAP
+from dml.losses.focal import Focal
 from dml.losses.island import Island
 from dml.losses.lifted_structure import LiftedStructure
+from dml.losses.log_ratio import LogRatio
 from dml.losses.margin import Margin
 from dml.losses.multi_similarity import MultiSimilarity
 from dml.losses.n_pair import NPair
@@ -52,8 +54,10 @@ __all__ = [
     "CosFace",
     "CrossEntropy",
     "FastAP",
+    "Focal",
     "Island",
     "LiftedStructure",
+    "LogRatio",
     "Margin",
     "MultiSimilarity",
     "NPair",

@@ -27,7 +27,11 @@ class Classifier(Protocol):
     """A loss that gives logits."""
 
     num_classes: int
-    proxies: nn.Parameter
+
+    @property
+    def proxies(self) -> nn.Parameter:
+        """The class centres."""
+        ...
 
     def logits(self, embeddings: Embeddings, labels: Labels) -> Float[Tensor, "n c"]:
         """One row per sample; embeddings and labels are checked already."""

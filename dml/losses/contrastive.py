@@ -3,7 +3,7 @@ Mapping", CVPR 2006.
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dml.losses.pairs import (
@@ -26,10 +26,10 @@ def contrastive_values(
 
 
 def mean_value(
-    values: Float[Tensor, "*pairs"], pairs: Int[Tensor, ""], average: str
+    values: Float[Tensor, "*pairs"], pairs: Bool[Tensor, "n m"], average: str
 ) -> Float[Tensor, ""]:
     """Sum of the values over the number of those above 0, or over the number of `pairs`."""
-    count = values.count_nonzero() if average == "active" else pairs
+    count = values.count_nonzero() if average == "active" else pairs.sum()
     return values.sum() / count.clamp(min=1)
 
 
@@ -88,12 +88,12 @@ class Contrastive(nn.Module):
             similarities = cosine_similarity(batch.embeddings, batch.reference)
             distances = unit_distances(similarities, squared=False)
             # Positive pairs are few, so they are picked out; negatives are most of the matrix.
-            excess_p = distances[positives] - self.positive_margin
+            excess_p = distances[positives.nonzero(as_tuple=True)] - self.positive_margin
             excess_n = (self.negative_margin - distances) * negatives.to(distances.dtype)
             values_p = contrastive_values(excess_p, self.squared_hinge)
             values_n = contrastive_values(excess_n, self.squared_hinge)
-            loss = mean_value(values_p, positives.sum(), self.average)
-            loss = loss + mean_value(values_n, negatives.sum(), self.average)
+            loss = mean_value(values_p, positives, self.average)
+            loss = loss + mean_value(values_n, negatives, self.average)
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)
 
     def extra_repr(self) -> str:

@@ -23,7 +23,8 @@ def soft_histogram(
     """Triangular histogram of each row's squared distances over bins + 1 centres from 0 to 4."""
     position = squares * (bins / 4)
     # A distance lies between two centres and shares its weight of 1 between them.
-    lower = position.detach().floor().clamp(0, bins - 1)
+    # NaN is reported once the loss is known; until then it must not be an index.
+    lower = position.detach().floor().nan_to_num(0).clamp(0, bins - 1)
     share = torch.where(weights, position - lower, 0)
     rest = torch.where(weights, 1 - (position - lower), 0)
     index = lower.long()

@@ -34,7 +34,7 @@ class Margin(nn.Module):
     r"""Margin loss: pairs must lie on their side of a learned boundary beta.
 
         l(a, p) = [alpha + d_ap - beta_a]_+        l(a, n) = [alpha - d_an + beta_a]_+
-        L = 1/m (sum of all l + nu sum of beta_a),  m the number of pairs with l > 0
+        L = 1/m (sum of all l + nu sum_(a,p) beta_a),  m the number of pairs with l > 0
 
     d is the Euclidean distance between normalised embeddings, beta_a the boundary of the anchor's
     class, or one for all. The sum runs over the pairs of the batch, or those of a miner: the paper
@@ -49,8 +49,7 @@ class Margin(nn.Module):
             per_class=False the labels may be any.
         margin: alpha, above 0: half the width of the band between positives and negatives.
         initial_beta: every boundary at first, in (0, 2).
-        nu: weight of the boundaries themselves, at least 0. A positive one keeps them small. The sum
-            runs over all pairs (a, p) and (a, n).
+        nu: weight of the boundaries themselves, at least 0. A positive one keeps them small.
         per_class: one boundary per class; else one for all.
 
     Parameters: beta [num_classes] or [1].
@@ -99,7 +98,7 @@ class Margin(nn.Module):
                 used = positives | negatives
                 values = margin_values(distances, positives, boundary[:, None], self.margin)
                 values = torch.where(used, values, 0)
-                boundaries = (used.sum(dim=1) * boundary).sum()
+                boundaries = (positives.sum(dim=1) * boundary).sum()
             else:
                 a, p, b, n = as_pairs(indices_tuple, batch)
                 anchors, others = torch.cat([a, b]), torch.cat([p, n])
@@ -107,7 +106,7 @@ class Margin(nn.Module):
                 values = margin_values(
                     distances[anchors, others], positives, boundary[anchors], self.margin
                 )
-                boundaries = boundary[anchors].sum()
+                boundaries = boundary[a].sum()
             active = (values.detach() > 0).sum().clamp(min=1)
             loss = (values.sum() + self.nu * boundaries) / active
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)

@@ -12,17 +12,20 @@ from dml.losses.pairs import (
     compare,
     full_precision,
     masked_logsumexp,
-    mean_over,
     pair_masks,
 )
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
 def n_pair_values(
-    products: Float[Tensor, "n m"], negatives: Bool[Tensor, "n m"]
-) -> Float[Tensor, "n m"]:
-    """One value per pair, read as a positive one; 0 where the anchor has no negative."""
-    return F.softplus(masked_logsumexp(products, negatives)[:, None] - products)
+    products: Float[Tensor, "n m"],
+    positives: Bool[Tensor, "n m"],
+    negatives: Bool[Tensor, "n m"],
+) -> Float[Tensor, " p"]:
+    """One value per positive pair; 0 where its anchor has no negative."""
+    anchors, columns = positives.nonzero(as_tuple=True)
+    nearest = masked_logsumexp(products, negatives)
+    return F.softplus(nearest[anchors] - products[anchors, columns])
 
 
 def first_two(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
@@ -86,8 +89,9 @@ class NPair(nn.Module):
                 positives, negatives = pair_masks(batch, indices_tuple)
                 in_use = positives.any(dim=1)
                 used = rows[in_use | positives.any(dim=0) if reference is None else in_use]
-            loss = mean_over(n_pair_values(rows @ columns.T, negatives), positives)
-            loss = loss + self.l2_weight * used.square().sum() / max(len(used), 1)
+            values = n_pair_values(rows @ columns.T, positives, negatives)
+            penalty = used.square().sum() / max(len(used), 1)
+            loss = values.sum() / max(len(values), 1) + self.l2_weight * penalty
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)
 
     def extra_repr(self) -> str:

@@ -131,10 +131,10 @@ class Quadruplet(nn.Module):
             similarities = cosine_similarity(batch.embeddings, batch.reference)
             distances = unit_distances(similarities, squared=True)
             both = torch.cat([batch.labels, batch.reference_labels]).unique(return_inverse=True)[1]
-            classes = both.split([len(batch.labels), len(batch.reference_labels)])
+            rows, columns = both[: len(batch.labels)], both[len(batch.labels) :]
             loss = self._mean(*triplet_sums(distances, *masks, self.margin))
             loss = loss + self._mean(
-                *quadruplet_sums(distances, *masks, *classes, self.pair_margin)
+                *quadruplet_sums(distances, *masks, rows, columns, self.pair_margin)
             )
             loss = loss.to(distances.dtype)
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)

@@ -25,7 +25,7 @@ def weighted_mean(
     """Mean of each row's values in `mask`, weighted by exp(T value) without gradient; 0 for none."""
     logits = temperature * values.detach()
     weights = (logits - masked_logsumexp(logits, mask)[:, None]).exp()
-    return torch.where(mask, weights * values, 0).sum(dim=1)
+    return (torch.where(mask, weights, 0) * values).sum(dim=1)
 
 
 def ranked_list_rows(

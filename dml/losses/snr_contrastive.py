@@ -31,7 +31,7 @@ class SNRContrastive(nn.Module):
 
     var is the variance over the d elements of a vector, i the anchor. The distance is not symmetric:
     each pair counts each way round. As in `Contrastive`, the means run over the pairs with a value
-    above 0. The last term, over all anchors of the batch, holds the mean of each embedding near 0, as
+    above 0. The last term, over the anchors that have a pair, holds the mean of each embedding near 0, as
     the distance presumes. Anchors whose elements are all equal have no signal; they are in no pair.
 
     Geometry: euclidean; embeddings keep their length. For one query the distance orders items as the
@@ -44,7 +44,7 @@ class SNRContrastive(nn.Module):
         mean_weight: w, at least 0.
 
     Shapes: embeddings [n, d] with d of at least 2, labels [n] -> scalar. Where there is no positive
-    (negative) pair, that mean is 0.
+    (negative) pair, that mean is 0. A batch without a pair gives 0 with gradient 0.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class SNRContrastive(nn.Module):
             if batch.embeddings.shape[1] < 2:
                 raise ValueError("SNRContrastive needs embeddings of at least 2 dimensions")
             positives, negatives = pair_masks(batch, indices_tuple)
+            used = (positives | negatives).any(dim=1)
             constant = (batch.embeddings == batch.embeddings[:, :1]).all(dim=1, keepdim=True)
             positives, negatives = positives & ~constant, negatives & ~constant
             # A stand-in row keeps 0 / 0 out of the gradient.
@@ -84,7 +85,8 @@ class SNRContrastive(nn.Module):
             within = F.relu(self.negative_margin - distances)
             loss = mean_over(beyond, positives & (beyond > 0))
             loss = loss + mean_over(within, negatives & (within > 0))
-            loss = loss + self.mean_weight * batch.embeddings.sum(dim=1).abs().mean()
+            off_zero = mean_over(batch.embeddings.sum(dim=1).abs(), used)
+            loss = loss + self.mean_weight * off_zero
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)
 
     def extra_repr(self) -> str:

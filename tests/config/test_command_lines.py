@@ -37,7 +37,7 @@ CASES = {
     "++loss.margn=1": ("++loss.margn=1", "loss has no option 'margn'. Did you mean loss.margin?"),
     "loss.margin.x=1": ("loss.margin.x=1", "loss.margin is a value and has no options of its own."),
     "+new.key=1": ("+new.key=1", "there is no option 'new'."),
-    "loss": ("loss", "cannot be read (missing EQUAL at '<EOF>').\nOptions are written key=value."),
+    "loss": ("loss", "cannot be read (missing EQUAL at '<EOF>').\nOptions are written key=value; "),
     "--foo": ("--foo", "is no flag. Options are written key=value; see --help."),
     "~loss": ("~loss", "a group cannot be removed."),
     "~seed": ("~seed", "an option cannot be removed. Give it another value."),

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dml.config import losses as schemas
@@ -40,24 +40,37 @@ class LossFile:
 
     @property
     def parametric(self) -> bool:
-        return issubclass(self.schema, schemas.ParametricLoss)
+        """Whether it has parameters per class, hence a range of labels."""
+        return bool({"num_classes", "classifier"} & self.schema.__dataclass_fields__.keys())
+
+    @property
+    def by_direction(self) -> bool:
+        """Whether only the direction of an embedding counts, not its length."""
+        return self.schema.geometry == "cosine" and not self.schema.keeps_length
 
     @property
     def reference(self) -> ModuleType:
         return load_reference(self.name)
 
     def shipped(self) -> dict:
-        """Constructor arguments as the YAML has them, interpolations unresolved."""
-        values = OmegaConf.to_container(self.yaml, resolve=False)
-        return {k: v for k, v in values.items() if k not in NOT_CONSTRUCTOR | {"defaults"}}
+        """Constructor arguments as a run gets them, interpolations unresolved."""
+        yaml = self.yaml.copy()
+        del yaml["defaults"]
+        values = OmegaConf.merge(OmegaConf.structured(self.schema), yaml)  # 80 becomes 80.0
+        values = OmegaConf.to_container(values, resolve=False)
+        return {k: v for k, v in values.items() if k not in NOT_CONSTRUCTOR}
 
     def make(self, dim: int = 4, num_classes: int = NUM_CLASSES, **hyperparameters):
         """The loss with its shipped values, or those given; proxies drawn from seed 0."""
         shipped = self.shipped()
         sizes = {"num_classes": num_classes, "embedding_dim": dim}
-        shipped |= {key: value for key, value in sizes.items() if key in shipped}
+        inner = shipped.get("classifier", {})
+        for values in (shipped, inner):
+            values |= {key: value for key, value in sizes.items() if key in values}
         with torch.random.fork_rng():
             torch.manual_seed(0)
+            if inner:
+                shipped["classifier"] = instantiate(inner)
             return self.target(**shipped | hyperparameters)
 
 
@@ -163,3 +176,25 @@ def value_and_gradients(function, x: torch.Tensor, parameters=()) -> tuple[torch
     x = x.detach().clone().requires_grad_()
     value = function(x)
     return value.detach(), list(torch.autograd.grad(value, [x, *parameters], allow_unused=False))
+
+
+def compare_with_reference(loss, reference, x, labels, hyperparameters) -> str:
+    """Empty if value (1e-6) and gradients (1e-5, relative) agree, else what differs."""
+    loss = loss.double()
+    parameters = dict(loss.named_parameters())
+    value, gradients = value_and_gradients(lambda x: loss(x, labels), x, parameters.values())
+    copies = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    expected, expected_gradients = value_and_gradients(
+        lambda x: reference(x, labels.tolist(), **hyperparameters, **copies), x, copies.values()
+    )
+    if not (value - expected).abs() <= 1e-6 * expected.abs() + 1e-12:
+        return f"value {value.item():.9g}, reference {expected.item():.9g}"
+    for name, ours, theirs in zip(
+        ["embeddings", *parameters], gradients, expected_gradients, strict=True
+    ):
+        error = (ours - theirs).abs().max()
+        if not error <= 1e-5 * theirs.abs().max() + 1e-9:
+            return (
+                f"gradient of {name} off by {error.item():.3g} of {theirs.abs().max().item():.3g}"
+            )
+    return ""

@@ -2,37 +2,15 @@
 
 import pytest
 from loss_cases import (
+    compare_with_reference,
     drawn_batches,
     loss_files,
     reference_path,
-    value_and_gradients,
     variant_id,
     variants,
 )
 
 BATCHES = drawn_batches()
-
-
-def compare_with_reference(loss, reference, x, labels, hyperparameters) -> str:
-    """Empty if value (1e-6) and gradients (1e-5, relative) agree, else what differs."""
-    loss = loss.double()
-    parameters = dict(loss.named_parameters())
-    value, gradients = value_and_gradients(lambda x: loss(x, labels), x, parameters.values())
-    copies = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    expected, expected_gradients = value_and_gradients(
-        lambda x: reference(x, labels.tolist(), **hyperparameters, **copies), x, copies.values()
-    )
-    if not (value - expected).abs() <= 1e-6 * expected.abs() + 1e-12:
-        return f"value {value.item():.9g}, reference {expected.item():.9g}"
-    for name, ours, theirs in zip(
-        ["embeddings", *parameters], gradients, expected_gradients, strict=True
-    ):
-        error = (ours - theirs).abs().max()
-        if not error <= 1e-5 * theirs.abs().max() + 1e-9:
-            return (
-                f"gradient of {name} off by {error.item():.3g} of {theirs.abs().max().item():.3g}"
-            )
-    return ""
 
 
 def test_enough_batches_are_drawn():

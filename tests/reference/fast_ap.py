@@ -2,7 +2,7 @@
 
 import torch
 
-VARIANTS = [{"bins": 10}, {"bins": 1}, {"bins": 27}]
+VARIANTS = [{"bins": 10}, {"bins": 1}, {"bins": 17}]
 
 
 def loss(x, labels, bins):
@@ -14,12 +14,12 @@ def loss(x, labels, bins):
         positives = [i for i in others if labels[i] == labels[q]]
         if not positives:
             continue
+        squares = {i: ((unit[q] - unit[i]) ** 2).sum() for i in others}
         ap, upto, upto_positive = 0, 0, 0
         for b in range(bins + 1):
             h, h_positive = 0, 0
             for i in others:
-                square = ((unit[q] - unit[i]) ** 2).sum()
-                pulse = torch.relu(1 - (square - b * delta).abs() / delta)
+                pulse = torch.relu(1 - (squares[i] - b * delta).abs() / delta)
                 h = h + pulse
                 if i in positives:
                     h_positive = h_positive + pulse

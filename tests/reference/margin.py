@@ -27,5 +27,5 @@ def loss(x, labels, margin, nu, per_class, initial_beta, beta):
             sign = 1 if labels[j] == labels[a] else -1
             value = torch.relu(margin + sign * (d - boundary))
             active += value.item() > 0
-            total = total + value + nu * boundary
+            total = total + value + (nu * boundary if sign > 0 else 0)
     return total / max(active, 1)

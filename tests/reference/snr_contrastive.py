@@ -20,6 +20,7 @@ def loss(x, labels, positive_margin, negative_margin, mean_weight):
             else:
                 negatives.append(torch.relu(negative_margin - d))
     total = mean_weight * sum(x[i].sum().abs() for i in range(len(x))) / len(x)
+    total = total * (len(x) > 1)  # over the anchors that have a pair
     for values in (positives, negatives):
         above = [value for value in values if value.item() > 0]
         total = total + sum(above) / max(len(above), 1)
