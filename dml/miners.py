@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from pytorch_metric_learning import distances, miners
 from torch import Tensor
 
 from dml.losses.pairs import full_precision
@@ -55,6 +54,8 @@ def none() -> None:
 
 def semihard(margin: float, squared_distances: bool) -> Miner:
     """Triplets with d(a, p) < d(a, n) <= d(a, p) + margin (FaceNet, section 3.2)."""
+    from pytorch_metric_learning import distances, miners
+
     power = 2 if squared_distances else 1
     distance = distances.LpDistance(normalize_embeddings=True, p=2, power=power)
     choose = miners.TripletMarginMiner(
@@ -65,15 +66,21 @@ def semihard(margin: float, squared_distances: bool) -> Miner:
 
 def batch_hard() -> Miner:
     """For each anchor its farthest positive and its nearest negative (Hermans et al.)."""
+    from pytorch_metric_learning import miners
+
     return Miner(miners.BatchHardMiner())
 
 
 def distance_weighted(cutoff: float, nonzero_loss_cutoff: float) -> Miner:
     """For each positive pair a negative, drawn evenly over the distances (Wu et al.)."""
+    from pytorch_metric_learning import miners
+
     choose = miners.DistanceWeightedMiner(cutoff=cutoff, nonzero_loss_cutoff=nonzero_loss_cutoff)
     return Miner(choose)
 
 
 def multi_similarity(epsilon: float) -> Miner:
     """Pairs by the rule inside `dml.losses.MultiSimilarity`, for other pair losses."""
+    from pytorch_metric_learning import miners
+
     return Miner(miners.MultiSimilarityMiner(epsilon=epsilon))

@@ -1,7 +1,8 @@
 """Losses, one paper per file: `loss(embeddings, labels)` -> scalar.
 
 Every loss takes `embeddings` [n, d] (any floating type; computed in float32 or better) and integer
-`labels` [n]. Losses over pairs and triplets also take
+`labels` [n], save `LogRatio`, which is about distances between continuous labels. Losses over pairs
+and triplets also take
 
 - `indices_tuple`: a miner's choice, pairs (anchor, positive, anchor, negative) or triplets (anchor,
   positive, negative), as pytorch-metric-learning returns them; without it all pairs of the batch

@@ -5,7 +5,7 @@ row per sample and one column per class, and takes the cross-entropy of each row
 `logits(embeddings, labels)`; the labels are there for margins on a sample's own class.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from dml.losses.pairs import (
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """A loss that gives logits."""
 

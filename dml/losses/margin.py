@@ -22,7 +22,7 @@ from dml.types import Embeddings, IndicesTuple, Labels
 def margin_values(
     distances: Float[Tensor, "*p"],
     positives: Bool[Tensor, "*p"],
-    boundary: Float[Tensor, "*p"],
+    boundary: Float[Tensor, "*#p"],
     margin: float,
 ) -> Float[Tensor, "*p"]:
     """One value per pair, as a positive where `positives` says so and as a negative elsewhere."""
@@ -103,10 +103,12 @@ class Margin(nn.Module):
                 a, p, b, n = as_pairs(indices_tuple, batch)
                 anchors, others = torch.cat([a, b]), torch.cat([p, n])
                 positives = torch.arange(len(anchors), device=anchors.device) < len(a)
-                values = margin_values(
-                    distances[anchors, others], positives, boundary[anchors], self.margin
-                )
-                boundaries = boundary[a].sum()
+                own = anchors if batch.self_slots is None else batch.self_slots[anchors]
+                used = others != own
+                boundary = boundary[anchors]
+                values = margin_values(distances[anchors, others], positives, boundary, self.margin)
+                values = torch.where(used, values, 0)
+                boundaries = (boundary * (positives & used)).sum()
             active = (values.detach() > 0).sum().clamp(min=1)
             loss = (values.sum() + self.nu * boundaries) / active
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)

@@ -27,14 +27,14 @@ class Comparison(NamedTuple):
 
     embeddings [n, d] and labels [n] are the anchors; reference [m, d] and reference_labels [m]
     what they are compared with. self_slots [n] is the column that holds the anchor itself, -1 if
-    none does.
+    none does; None stands for the batch compared with itself, anchor i in column i.
     """
 
     embeddings: Tensor
     labels: Tensor
     reference: Tensor
     reference_labels: Tensor
-    self_slots: Tensor
+    self_slots: Tensor | None
 
 
 def compare(
@@ -53,8 +53,7 @@ def compare(
     if reference is None:
         if reference_labels is not None or self_slots is not None:
             raise ValueError("reference_labels and self_slots need reference")
-        own = torch.arange(len(labels), device=labels.device)
-        return Comparison(embeddings, labels, embeddings, labels, own)
+        return Comparison(embeddings, labels, embeddings, labels, None)
     if reference_labels is None:
         raise ValueError("reference needs reference_labels")
     reference, reference_labels = check_batch(reference, reference_labels, "reference")
@@ -216,7 +215,7 @@ def pair_masks(
         anchors, others, negative_anchors, negative_others = as_pairs(indices_tuple, batch)
         positives[anchors, others] = True
         negatives[negative_anchors, negative_others] = True
-    if batch.reference is batch.embeddings:
+    if batch.self_slots is None:
         positives.fill_diagonal_(False)
         negatives.fill_diagonal_(False)
         return positives, negatives

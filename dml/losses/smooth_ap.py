@@ -58,7 +58,7 @@ class SmoothAP(nn.Module):
     Geometry: cosine; embeddings are normalised inside.
 
     Args:
-        temperature: tau, above 0. Pairs further apart than about 20 tau in cosine get no gradient.
+        temperature: tau, above 0. Pairs further apart than about 20 tau in cosine get next to no gradient.
 
     Shapes: embeddings [n, d], labels [n] -> scalar in [0, 1). The ranks need a [p, n] tensor, p the
     number of positive pairs; it is made in blocks and again in the backward pass, so memory stays

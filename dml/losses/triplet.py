@@ -78,8 +78,7 @@ class Triplet(nn.Module):
             triplets.
 
     Shapes: embeddings [n, d], labels [n] -> scalar. Anchors without a positive or a negative are
-    in no
-    triplet. A batch without a triplet gives 0 with gradient 0.
+    in no triplet. A batch without a triplet gives 0 with gradient 0.
     """
 
     def __init__(

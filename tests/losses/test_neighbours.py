@@ -13,6 +13,8 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as pml_tools
 from test_references import compare_with_reference
 from torch.nn.functional import cross_entropy, normalize
 
+from dml import build
+from dml.config import compose
 from dml.losses import (
     Angular,
     ArcFace,
@@ -443,6 +445,22 @@ def test_classification_losses_refuse_what_is_no_class():
     """The shared helper checks for all of them."""
     with pytest.raises(ValueError, match="CosFace takes no indices_tuple"):
         classification_loss(CosFace(6, 4), draw(2, 4), torch.tensor([0, 1]), (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalised", "compared_by"),
+    [
+        ("norm_softmax", True, "cosine"),
+        ("cross_entropy", False, "cosine"),
+        ("sphereface", False, "cosine"),
+        ("snr_contrastive", False, "euclidean"),
+    ],
+)
+def test_the_encoder_keeps_lengths_where_the_loss_needs_them(loss, normalised, compared_by):
+    """A linear classifier on vectors of length 1 cannot become sure; its evaluation is by cosine still."""
+    composed, _ = compose.compose_all([f"loss={loss}"])
+    assert build.encoder(composed.config).normalize == normalised
+    assert build.geometry(composed.config) == compared_by
 
 
 # ---------------------------------------------------------------- log-ratio, which has no YAML

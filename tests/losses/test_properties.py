@@ -268,6 +268,19 @@ def test_the_batch_as_its_own_reference(file):
 
 
 @PAIRS
+def test_nothing_is_excluded_from_a_reference_without_slots(file):
+    """Even if it is the very same tensor: then every anchor meets itself as a positive."""
+    x, labels = batch()
+    loss = file.make().double()
+    same_tensor = loss(x, labels, reference=x, reference_labels=labels)
+    a_copy = loss(x, labels, reference=x.clone(), reference_labels=labels)
+    nowhere = torch.full_like(labels, -1)
+    no_slot = loss(x, labels, reference=x, reference_labels=labels, self_slots=nowhere)
+    torch.testing.assert_close(same_tensor, a_copy)
+    torch.testing.assert_close(same_tensor, no_slot)
+
+
+@PAIRS
 def test_self_is_masked_by_slot_not_by_similarity(file):
     """A duplicate image in the memory is a positive like any other, and the anchor itself is not one."""
     x, labels = batch()

@@ -53,22 +53,28 @@ def similarities(query, gallery, similarity):
         gallery = [[x - c for x, c in zip(row, centre, strict=True)] for row in gallery]
 
     def prepared(row):
+        """Whole steps, their exponent, their squared length and the length there should be."""
         size = length(row)
+        m = 0 if similarity == "cosine" else octave(size)
         if similarity == "cosine":
-            return on_grid([x / (size or 1.0) for x in row], 0), 0
-        return on_grid(row, octave(size)), octave(size)
+            row, size = [x / (size or 1.0) for x in row], 1.0
+        steps = on_grid(row, m)
+        square = math.ldexp(float(sum(a * a for a in steps)), 2 * (m - GRID))
+        return steps, m, square, size
 
     queries, items = [prepared(row) for row in query], [prepared(row) for row in gallery]
     table = []
-    for q, m in queries:
+    for q, m, square_q, size_q in queries:
         line = []
-        for g, n in items:
+        for g, n, square_g, size_g in items:
             dot = sum(a * b for a, b in zip(q, g, strict=True))  # whole numbers: exact
             value = math.ldexp(float(dot), m + n - 2 * GRID)
             if similarity == "euclidean":
-                square_q = math.ldexp(float(sum(a * a for a in q)), 2 * (m - GRID))
-                square_g = math.ldexp(float(sum(a * a for a in g)), 2 * (n - GRID))
                 value = 2 * value - (square_q + square_g)
+            elif value:
+                value *= size_g / math.sqrt(square_g)
+                if similarity == "cosine":
+                    value *= size_q / math.sqrt(square_q)
             line.append(float(np.float32(value)))
         table.append(line)
     return table
