@@ -125,8 +125,9 @@ def peer(root: Path, weights: str, epochs: int, workers: int) -> dict[str, float
     embeddings, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     names = ("precision_at_1", "mean_average_precision_at_r")
     scores = AccuracyCalculator(names, k="max_bin_count", device=torch.device("cpu"))
-    found = scores.get_accuracy(embeddings, labels)
-    return {"seconds": seconds, "steps": len(sampler) // (P * K), "recall@1": found[names[0]], "map@r": found[names[1]]}
+    recall, map_r = (scores.get_accuracy(embeddings, labels)[name] for name in names)
+    steps = len(sampler) // (P * K)
+    return {"seconds": seconds, "steps": steps, "recall@1": recall, "map@r": map_r}
 
 
 def ours(root: Path, weights: str, epochs: int, workers: int) -> dict[str, float]:
@@ -167,7 +168,9 @@ def main() -> None:
         "pytorch-metric-learning loop": peer(root, options["weights"], epochs, workers),
         "dml": ours(root, options["weights"], epochs, workers),
     }
-    print(f"{'':30}  s/epoch  steps  ms/step  recall@1   map@r   ({epochs} epochs, {workers} workers)")
+    print(
+        f"{'':30}  s/epoch  steps  ms/step  recall@1   map@r   ({epochs} epochs, {workers} workers)"
+    )
     for name, side in sides.items():
         step = 1000 * side["seconds"] / side["steps"]
         print(

@@ -11,7 +11,7 @@ from dml.losses import Circle, ProxyNCA
 from dml.optim import constant, cosine, parameter_groups, step
 
 
-@pytest.fixture()
+@pytest.fixture
 def encoder():
     trunk = Trunk("test_resnet")
     return Encoder(trunk, Head(pooled_features(trunk, "gem"), 8, "gem"))

@@ -8,7 +8,7 @@ from dml import record
 from dml.errors import RunError
 
 
-@pytest.fixture()
+@pytest.fixture
 def good():
     metrics = {"recall@1": 0.5}
     return {

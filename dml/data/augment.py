@@ -44,7 +44,9 @@ def augmentation(
         steps += [v2.Resize([preprocess.resize], interpolation), v2.CenterCrop(size)]
     else:
         steps.append(
-            v2.RandomResizedCrop(size, tuple(scale), tuple(ratio), interpolation, antialias=True)
+            v2.RandomResizedCrop(
+                size, (scale[0], scale[1]), (ratio[0], ratio[1]), interpolation, antialias=True
+            )
         )
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))

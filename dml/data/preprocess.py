@@ -48,7 +48,7 @@ class Preprocess:
         )
         return self.to_tensor(F.center_crop(image, [self.image_size, self.image_size]))
 
-    def to_tensor(self, image: Image.Image) -> Tensor:
+    def to_tensor(self, image: Any) -> Tensor:
         """PIL image -> normalised float32 [3, h, w]; the last step of training images as well."""
         return self.normalize(F.pil_to_tensor(image))
 

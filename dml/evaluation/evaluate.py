@@ -152,17 +152,17 @@ def evaluate_detailed(
     )
 
     values = {name: np.full(len(query_values), np.nan) for name in names}
-    order = groups.query_order.numpy()
+    order = groups.query_order
     with full_precision(device):
-        query_rows = (query_values, groups.query_order.to(device))
+        query_rows = (query_values, torch.from_numpy(groups.query_order).to(device))
         gallery_rows = None
         if gallery_values is not None:
-            gallery_rows = (gallery_values, groups.gallery_order.to(device))
+            gallery_rows = (gallery_values, torch.from_numpy(groups.gallery_order).to(device))
         scorer = Scorer(query_rows, gallery_rows, similarity)
         search = Search(scorer, groups, depth, backend, memory)
         for part in search.chunks():
             report = None if progress is None else _share(progress, part, len(order))
-            kept = order[part][groups.relevant[part].numpy() > 0]
+            kept = order[part][groups.relevant[part] > 0]
             if not len(kept):
                 continue
             ranks = search.ranks(part, report)
@@ -172,7 +172,7 @@ def evaluate_detailed(
         progress(1.0)
 
     relevant = np.empty(len(order), dtype=np.int64)
-    relevant[order] = groups.relevant.numpy()
+    relevant[order] = groups.relevant
     counted = relevant > 0
     lone = int((~counted).sum())
     return Result(

@@ -38,18 +38,18 @@ class Layout:
     query_class [q], gallery_class [g]: class numbers in this order.  query_start, gallery_start
     [classes + 1]: where each class begins.  self_column [q]: where the gallery holds the query itself,
     or -1.  self_in_class [q]: whether that is within its class's range.  relevant [q]: number of
-    positives.  On the CPU, int64 (self_in_class bool).
+    positives.  int64 (self_in_class bool).  symmetric: the gallery is the queries.
     """
 
-    query_order: Tensor
-    gallery_order: Tensor
-    query_class: Tensor
-    gallery_class: Tensor
-    query_start: Tensor
-    gallery_start: Tensor
-    self_column: Tensor
-    self_in_class: Tensor
-    relevant: Tensor
+    query_order: np.ndarray
+    gallery_order: np.ndarray
+    query_class: np.ndarray
+    gallery_class: np.ndarray
+    query_start: np.ndarray
+    gallery_start: np.ndarray
+    self_column: np.ndarray
+    self_in_class: np.ndarray
+    relevant: np.ndarray
     symmetric: bool
 
 
@@ -85,7 +85,7 @@ def layout(
     relevant = np.diff(gallery_start)[query] - in_class
     order = (query_order, gallery_order)
     rest = (query, gallery, query_start, gallery_start, own, in_class, relevant)
-    return Layout(*(torch.from_numpy(a) for a in (*order, *rest)), symmetric)
+    return Layout(*order, *rest, symmetric)
 
 
 @dataclass
@@ -98,22 +98,22 @@ class Levels:
     above, tied: negatives above and at the level, found so far; int64 [n].
     """
 
-    first: Tensor
-    query: Tensor
-    score: Tensor
-    hits: Tensor
-    before: Tensor
-    limit: Tensor
-    low: Tensor
-    high: Tensor
-    above: Tensor
-    tied: Tensor
+    first: np.ndarray
+    query: np.ndarray
+    score: np.ndarray
+    hits: np.ndarray
+    before: np.ndarray
+    limit: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    above: np.ndarray
+    tied: np.ndarray
 
-    def open(self, first: int, last: int) -> Tensor:
+    def open(self, first: int, last: int) -> np.ndarray:
         """The levels of queries first..last whose rank still matters, ascending."""
-        start, stop = int(self.first[first]), int(self.first[last + 1])
-        part = slice(start, stop)
-        return (self.above[part] + self.before[part] < self.limit[part]).nonzero()[:, 0] + start
+        part = slice(self.first[first], self.first[last + 1])
+        wanted = self.above[part] + self.before[part] < self.limit[part]
+        return np.flatnonzero(wanted) + part.start
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,9 @@ class Search:
 
     scorer holds vectors in the order of `layout`.  memory: bytes for everything that is not the
     embeddings or the prepared copy of them.
+
+    Tiles are tensors on the embeddings' device. The books about levels are NumPy's: they are small, and
+    sharing small steps out to threads costs more than it saves, most of all on a busy machine.
     """
 
     def __init__(self, scorer: Scorer, layout: Layout, depth: Depth, backend: str, memory: int):
@@ -167,27 +170,25 @@ class Search:
         whole = _up(len(scorer.query)) * _up(len(scorer.gallery))
         self.elements = min(tile, whole, max(SEGMENT**2, memory // 2 // TILE_COPIES // 4))
         # Tiles share memory: fresh from the system it costs more than filling it.
-        self.buffers = torch.empty(3, self.elements, device=self.device)
+        self.buffers = torch.empty(3, self.elements, dtype=torch.float32, device=self.device)
         self.pairs = max(1, memory // 4 // LEVEL_BYTES)
         self.memory = memory
-        self.query_class = layout.query_class.to(self.device)
-        self.gallery_class = layout.gallery_class.to(self.device)
-        self.self_column = layout.self_column.to(self.device)
-        self.relevant = layout.relevant.to(self.device)
+        self.query_class = torch.from_numpy(layout.query_class).to(self.device)
+        self.gallery_class = torch.from_numpy(layout.gallery_class).to(self.device)
+        self.self_column = torch.from_numpy(layout.self_column).to(self.device)
 
     def chunks(self) -> Iterator[slice]:
         """Queries whose ranks fit in memory together."""
-        ends = self.layout.relevant.cumsum(0)
-        start, total = 0, len(ends)
-        while start < total:
-            done = int(ends[start - 1]) if start else 0
-            stop = int(torch.searchsorted(ends, done + self.pairs, right=True))
-            stop = max(start + 1, stop)
+        ends = self.layout.relevant.cumsum()
+        start = 0
+        while start < len(ends):
+            done = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, done + self.pairs, side="right")))
             yield slice(start, stop)
             start = stop
 
     def ranks(self, part: slice, progress: Callable[[float], None] | None = None) -> Ranks:
-        """Ranks of the queries in `part` that have a positive.
+        """Ranks of the queries in `part` that have a positive; there must be one.
 
         progress: called with the share of this part that is done, in (0, 1].
         """
@@ -195,72 +196,78 @@ class Search:
         if self.faiss:
             self._search_lists(levels, part)
         self._count(levels, part, progress)
-        kept = self.relevant[part] > 0
-        own = (self.self_column[part] >= 0).long()
-        size = len(self.scorer.gallery) - own[kept]
-        result = (
-            levels.first[:-1][kept],
-            levels.above + levels.before,
-            levels.tied + levels.hits,
-            levels.hits,
-            levels.before,
-            self.relevant[part][kept],
-            size,
+        relevant = self.layout.relevant[part]
+        kept = relevant > 0
+        own = self.layout.self_column[part] >= 0
+        return Ranks(
+            start=levels.first[:-1][kept],
+            above=levels.above + levels.before,
+            tied=levels.tied + levels.hits,
+            hits=levels.hits,
+            before=levels.before,
+            relevant=relevant[kept],
+            gallery=len(self.scorer.gallery) - own[kept],
         )
-        return Ranks(*(tensor.cpu().numpy() for tensor in result))
 
     # -- the positives
 
     def _levels(self, part: slice) -> Levels:
-        scores = torch.cat([*self._positives(part), torch.empty(0, device=self.device)])
-        relevant = self.relevant[part]
-        query = torch.repeat_interleave(torch.arange(len(relevant), device=self.device), relevant)
-        start = torch.ones(len(scores), dtype=torch.bool, device=self.device)
-        start[1:] = (query[1:] != query[:-1]) | (scores[1:] != scores[:-1])
-        at = start.nonzero()[:, 0]
-        query, score = query[at], scores[at]
-        first_positive = relevant.cumsum(0) - relevant
-        before = at - first_positive[query]
-        hits = torch.diff(at, append=at.new_tensor([len(scores)]))
-        limit = torch.full_like(at, self.depth.others)
+        score = np.concatenate(list(self._positives(part)))
+        relevant = self.layout.relevant[part]
+        query = np.repeat(np.arange(len(relevant)), relevant)
+        starts = np.ones(len(score), dtype=bool)
+        starts[1:] = (query[1:] != query[:-1]) | (score[1:] != score[:-1])
+        at = np.flatnonzero(starts)
+        query, score = query[at], score[at]
+        before = at - (relevant.cumsum() - relevant)[query]
+        limit = np.full(len(at), self.depth.others)
         if self.depth.relevant:
-            limit = torch.maximum(limit, relevant[query])
-        limit[before == 0] = limit[before == 0].clamp(min=self.depth.best)
-        first = torch.searchsorted(query, torch.arange(len(relevant) + 1, device=self.device))
+            limit = np.maximum(limit, relevant[query])
+        limit = np.where(before == 0, np.maximum(limit, self.depth.best), limit)
         low, high = self.scorer.band(query + part.start, score)
-        zero = torch.zeros_like(at)
-        return Levels(first, query, score, hits, before, limit, low, high, zero, zero.clone())
+        return Levels(
+            first=np.searchsorted(query, np.arange(len(relevant) + 1)),
+            query=query,
+            score=score,
+            hits=np.diff(at, append=len(starts)),
+            before=before,
+            limit=limit,
+            low=low,
+            high=high,
+            above=np.zeros_like(at),
+            tied=np.zeros_like(at),
+        )
 
-    def _positives(self, part: slice) -> Iterator[Tensor]:
+    def _positives(self, part: slice) -> Iterator[np.ndarray]:
         """Exact similarities of each query's positives, best first, query after query."""
         begin, columns = self.layout.query_start, self.layout.gallery_start
-        sizes = torch.stack([begin.diff(), columns.diff()])
-        changes = (sizes[:, 1:] != sizes[:, :-1]).any(0).nonzero()[:, 0] + 1
-        run_end = torch.cat([changes, torch.tensor([sizes.shape[1]])])
+        sizes = np.stack([np.diff(begin), np.diff(columns)])
+        changes = np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1
+        run_end = np.append(changes, sizes.shape[1])
         at = part.start
         while at < part.stop:
-            label = int(self.layout.query_class[at])
-            rows, width = sizes[:, label].tolist()
+            label = self.layout.query_class[at]
+            rows, width = map(int, sizes[:, label])
+            # Classes of equal sizes lie side by side: as many as fit, as one batch of products.
             pair_bytes = 8 * (width * rows + (width + rows) * self.scorer.dim)
             blocks = min(
-                int(run_end[torch.searchsorted(run_end, label, right=True)]) - label,
+                int(run_end[np.searchsorted(run_end, label, side="right")] - label),
                 (part.stop - at) // rows,
                 max(1, self.memory // 8 // pair_bytes),
             )
-            if at != int(begin[label]) or blocks == 0:  # a part of one class
+            if at != begin[label] or blocks == 0:  # a part of one class
                 blocks, rows = 1, min(part.stop, int(begin[label + 1])) - at
                 rows = min(rows, max(1, self.memory // 8 // (8 * (width + self.scorer.dim))))
             stop = at + rows * blocks
-            where = slice(int(columns[label]), int(columns[label + blocks]))
             if width:
+                where = slice(int(columns[label]), int(columns[label + blocks]))
                 scores = self.scorer.exact_blocks(slice(at, stop), where, blocks).flatten(0, 1)
+                scores = scores.cpu().numpy()
                 offset = columns[self.layout.query_class[at:stop]]
-                own = self.layout.self_column[at:stop] - offset
-                has_self = self.layout.self_in_class[at:stop].nonzero()[:, 0]
-                scores[has_self.to(self.device), own[has_self].to(self.device)] = -torch.inf
-                scores = scores.sort(dim=1, descending=True).values
-                counts = self.relevant[at:stop, None]
-                yield scores[torch.arange(width, device=self.device) < counts]
+                has_self = np.flatnonzero(self.layout.self_in_class[at:stop])
+                scores[has_self, (self.layout.self_column[at:stop] - offset)[has_self]] = -np.inf
+                scores = -np.sort(-scores, axis=1)
+                yield scores[np.arange(width) < self.layout.relevant[at:stop, None]]
             at = stop
 
     # -- the rest of the gallery, by faiss
@@ -272,61 +279,69 @@ class Search:
         size = len(self.scorer.gallery)
         depth = max(self.depth.others, min(self.depth.best, SHORT_LIST))
         if self.depth.relevant:
-            depth = max(depth, int(self.relevant[part].max()))
+            depth = max(depth, int(self.layout.relevant[part].max()))
         # One more for the query itself, a few more so that the list's end lies clearly below.
         length = min(size, depth + 1 + 8)
         if length > max(1024, size // 8):
             return  # counting is faster
         metric = faiss.METRIC_L2 if self.scorer.euclidean else faiss.METRIC_INNER_PRODUCT
-        gallery = self.scorer.gallery.values.numpy()
+        query, gallery = self.scorer.query.values.numpy(), self.scorer.gallery.values.numpy()
         step = max(1, min(16384, self.memory // 4 // (length * 32)))
         for start in range(part.start, part.stop, step):
             rows = slice(start, min(start + step, part.stop))
-            found = faiss.knn(
-                self.scorer.query.values[rows].numpy(), gallery, length, metric=metric
-            )
-            near, columns = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+            near, items = faiss.knn(query[rows], gallery, length, metric=metric)
             if self.scorer.euclidean:
                 near = -near
-            end = near[:, -1].clone() if length < size else near.new_full((len(near),), -torch.inf)
-            skip = self.gallery_class[columns] == self.query_class[rows, None]
-            skip |= columns == self.self_column[rows, None]
-            near.masked_fill_(skip, -torch.inf)
-            self._settle(levels, part.start, rows, near, columns, end)
+            end = near[:, -1].copy() if length < size else np.full(len(near), -np.inf)
+            skip = self.layout.gallery_class[items] == self.layout.query_class[rows, None]
+            skip |= items == self.layout.self_column[rows, None]
+            near[skip] = -np.inf
+            self._settle(levels, part.start, rows, near, items, end)
 
     def _settle(
-        self, levels: Levels, origin: int, rows: slice, near: Tensor, columns: Tensor, end: Tensor
+        self,
+        levels: Levels,
+        origin: int,
+        rows: slice,
+        near: np.ndarray,
+        items: np.ndarray,
+        end: np.ndarray,
     ) -> None:
-        """Use the lists of `rows`: near and columns [rows, length], best first; end: the last value."""
+        """Use the lists of `rows`: near and items [rows, length], best first; end: the last value."""
         which = levels.open(rows.start - origin, rows.stop - origin - 1)
+        if not len(which):
+            return
         row = levels.query[which] - (rows.start - origin)
-        low, high = self.scorer.band(levels.query[which] + origin, levels.score[which], True)
-        above, maybe = _count_by_sorting(near[:, None], row, low, high)
+        low, high = self.scorer.band(
+            levels.query[which] + origin, levels.score[which], from_faiss=True
+        )
+        pieces = torch.from_numpy(near)[:, None]
+        above, maybe = _count_by_sorting(pieces, row, low, high)
         known = (low > end[row]) & (maybe <= PAIR_COST)
         # Whatever the list does not show can only add to these.
         beyond = above + levels.before[which] >= levels.limit[which]
         levels.above[which[known | beyond]] = above[known | beyond]
         levels.limit[which[known & ~beyond]] = -1  # closed: the tiles must not count again
-        doubt = (known & ~beyond & (maybe > 0)).nonzero()[:, 0]
-        entry, place = _between(near[:, None], row[doubt], low[doubt], high[doubt])
-        self._resolve(levels, origin, [(which[doubt][entry], columns[row[doubt][entry], place])])
+        doubt = np.flatnonzero(known & ~beyond & (maybe > 0))
+        entry, place = _between(pieces, row[doubt], low[doubt], high[doubt])
+        self._resolve(levels, origin, [(which[doubt][entry], items[row[doubt][entry], place])])
 
     # -- the rest of the gallery, in tiles
 
     def _count(self, levels: Levels, part: slice, progress: Callable[[float], None] | None) -> None:
         """Count the negatives above and at every open level."""
         queries, size = part.stop - part.start, len(self.scorer.gallery)
-        todo, counts = levels.query[levels.open(0, queries - 1)].unique(return_counts=True)
+        todo, counts = np.unique(levels.query[levels.open(0, queries - 1)], return_counts=True)
         # Few levels are compared with each item, and where queries and gallery are one set a tile
         # then serves its rows and its columns. Many are looked up in sorted rows, the longer the better.
-        many = int(counts.sum()) > MANY * len(todo)
+        many = counts.sum() > MANY * len(todo)
         mirror = self.layout.symmetric and queries == size and 2 * len(todo) > size and not many
         if mirror:
-            todo = torch.arange(queries, device=self.device)
+            todo = np.arange(queries)
         width = min(_up(size), SORT_WIDTH if many else COMPARE_WIDTH)
         width = min(width, self.elements // SEGMENT**2 * SEGMENT)
         height = self.elements // width // SEGMENT * SEGMENT
-        doubts: list[tuple[Tensor, Tensor]] = []
+        doubts: list[tuple[np.ndarray, np.ndarray]] = []
         seen = 0
         for start in range(0, len(todo), height):
             block = todo[start : start + height]
@@ -340,8 +355,8 @@ class Search:
                 doubts += self._tally(levels, part.start, block, near, left, right)
                 seen += len(block) * (right - left)
                 if mirror and left > start:
-                    across = torch.arange(left, right, device=self.device)
                     near = self._near(tile, start, stop, rows=True)
+                    across = np.arange(left, right)
                     doubts += self._tally(levels, part.start, across, near, start, stop)
                     seen += len(block) * (right - left)
             self._resolve(levels, part.start, doubts)
@@ -356,10 +371,12 @@ class Search:
         space[:, columns:] = -torch.inf
         return space
 
-    def _tile(self, origin: int, block: Tensor, left: int, right: int) -> Tensor:
+    def _tile(self, origin: int, block: np.ndarray, left: int, right: int) -> Tensor:
         """Inner products [block, left:right], all that is no negative at -inf, in whole segments."""
         first, last = int(block[0]) + origin, int(block[-1]) + origin
-        rows = slice(first, last + 1) if last - first + 1 == len(block) else block + origin
+        rows: slice | Tensor = slice(first, last + 1)
+        if last - first + 1 > len(block):
+            rows = torch.from_numpy(block + origin).to(self.device)
         tile = self._space(len(block), right - left, buffer=0)
         inside = tile[: len(block), : right - left]
         self.scorer.product(rows, slice(left, right), out=inside)
@@ -389,40 +406,35 @@ class Search:
         return tile.unflatten(1, (-1, SEGMENT))
 
     def _tally(
-        self, levels: Levels, origin: int, block: Tensor, near: Tensor, left: int, right: int
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, levels: Levels, origin: int, block: np.ndarray, near: Tensor, left: int, right: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Count the items left:right for the open levels of the queries in `block`.
 
         near: from `_near`.  Returns (levels, items) of the pairs that the products left in doubt.
         """
-        which = levels.open(int(block[0]), int(block[-1]))
+        which = levels.open(block[0], block[-1])
         if not len(which):
             return []
-        row = torch.searchsorted(block, levels.query[which])
+        row = np.searchsorted(block, levels.query[which])
         low, high = levels.low[which], levels.high[which]
         if not self.scorer.trusted:  # everything is in doubt
-            low = torch.full_like(low, torch.finfo(low.dtype).min)
-            high = torch.full_like(high, torch.inf)
+            low = np.full_like(low, np.finfo(low.dtype).min)
+            high = np.full_like(high, np.inf)
         many = len(which) > SORT_FROM * len(block)
         count = _count_by_sorting if many else _count_by_comparing
         above, maybe = count(near, row, low, high)
         # Doubts about a level that is now known to lie too deep do not matter.
         deep = levels.above[which] + above + levels.before[which] >= levels.limit[which]
-        doubtful = ((maybe > 0) & ~deep).nonzero()[:, 0]
+        doubtful = np.flatnonzero((maybe > 0) & ~deep)
         doubts = []
         if len(doubtful):
-            rows = row[doubtful].unique()
-            if int(maybe[doubtful].sum()) * PAIR_COST > len(rows) * (right - left):
+            rows = np.unique(row[doubtful])
+            if maybe[doubtful].sum() * PAIR_COST > len(rows) * (right - left):
                 # Much of the tile is in doubt (a collapsed model, say): score these rows exactly.
-                again = torch.isin(row, rows)
-                exact = self._space(len(rows), right - left, buffer=2)
-                exact[: len(rows), : right - left] = self.scorer.exact(
-                    block[rows] + origin, slice(left, right)
-                )
-                exact = exact.unflatten(1, (-1, SEGMENT))
-                exact[: len(rows)].masked_fill_(near[rows] == -torch.inf, -torch.inf)
+                again = np.flatnonzero(np.isin(row, rows))
+                exact = self._exact_rows(block[rows] + origin, near, rows, left, right)
                 score = levels.score[which[again]]
-                place = torch.searchsorted(rows, row[again])
+                place = np.searchsorted(rows, row[again])
                 above[again], tied = count(exact, place, score, score)
                 levels.tied[which[again]] += tied
             else:
@@ -431,73 +443,97 @@ class Search:
         levels.above[which] += above
         return doubts
 
-    def _resolve(self, levels: Levels, origin: int, doubts: list[tuple[Tensor, Tensor]]) -> None:
-        """Score pairs (level, column) exactly, add them to the counts, empty the list."""
+    def _exact_rows(
+        self, queries: np.ndarray, near: Tensor, rows: np.ndarray, left: int, right: int
+    ) -> Tensor:
+        """Similarities in place of near[rows], the same items at -inf."""
+        exact = self._space(len(rows), right - left, buffer=2)
+        columns = slice(left, right)
+        on_device = torch.from_numpy(queries).to(self.device)
+        exact[: len(rows), : right - left] = self.scorer.exact(on_device, columns)
+        exact = exact.unflatten(1, (-1, SEGMENT))
+        skip = near[torch.from_numpy(rows).to(self.device)] == -torch.inf
+        exact[: len(rows)].masked_fill_(skip, -torch.inf)
+        return exact
+
+    def _resolve(
+        self, levels: Levels, origin: int, doubts: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        """Score pairs (level, item) exactly, add them to the counts, empty the list."""
         if not doubts:
             return
-        level = torch.cat([pair[0] for pair in doubts])
-        column = torch.cat([pair[1] for pair in doubts])
+        level = np.concatenate([pair[0] for pair in doubts])
+        item = np.concatenate([pair[1] for pair in doubts])
         doubts.clear()
-        score = self.scorer.exact_pairs(levels.query[level] + origin, column)
-        levels.above.index_add_(0, level, (score > levels.score[level]).long())
-        levels.tied.index_add_(0, level, (score == levels.score[level]).long())
+        score = self.scorer.exact_pairs(levels.query[level] + origin, item)
+        np.add.at(levels.above, level, score > levels.score[level])
+        np.add.at(levels.tied, level, score == levels.score[level])
 
 
-def _up(columns: int) -> int:
-    return -(-columns // SEGMENT) * SEGMENT
+def _up(items: int) -> int:
+    return -(-items // SEGMENT) * SEGMENT
 
 
 def _count_by_comparing(
-    near: Tensor, row: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+    near: Tensor, row: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """For each i: how many of near[row[i]] are above high[i], and how many in [low[i], high[i]].
 
     near: float32 [rows, segments, SEGMENT].  row: int64 [n].  Returns two int64 [n].
     """
     # Most segments hold nothing as near as the level, which their maximum shows.
     columns = near.stride(0) == 1  # a tile seen from its columns; reduce along memory
-    largest = near.permute(1, 2, 0).amax(1).T if columns else near.amax(2)
-    entry, segment = (largest[row] >= low[:, None]).nonzero(as_tuple=True)
-    above = torch.zeros(len(row), dtype=torch.int64, device=near.device)
-    least = torch.zeros_like(above)
+    largest = (near.permute(1, 2, 0).amax(1).T if columns else near.amax(2)).cpu().numpy()
+    entry, segment = np.nonzero(largest[row] >= low[:, None])
+    above, least = (np.zeros(len(row), dtype=np.int64) for _ in range(2))
     step = max(1, near.numel() // near.shape[2] // 2)
-    for i, s in zip(entry.split(step), segment.split(step), strict=True):
-        values = near[row[i], s]
+    for start in range(0, len(entry), step):
+        i = entry[start : start + step]
+        place = (row[i], segment[start : start + step])
+        values = near[tuple(torch.from_numpy(x).to(near.device) for x in place)]
         over = torch.empty_like(values)  # float: on a CPU, faster to fill and to sum than bool
-        above.index_add_(0, i, torch.gt(values, high[i, None], out=over).sum(1).long())
-        least.index_add_(0, i, torch.ge(values, low[i, None], out=over).sum(1).long())
+        for bound, compare, counts in ((high, torch.gt, above), (low, torch.ge, least)):
+            level = torch.from_numpy(bound[i]).to(near.device)[:, None]
+            found = compare(values, level, out=over).sum(1).cpu().numpy()
+            counts += np.bincount(i, weights=found, minlength=len(row)).astype(np.int64)
     return above, least - above
 
 
 def _count_by_sorting(
-    near: Tensor, row: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+    near: Tensor, row: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The same as `_count_by_comparing`, for many levels a row.  row must ascend."""
-    near = near.flatten(1).contiguous()
-    if near.device.type == "cpu":
-        ordered = torch.from_numpy(np.sort(near.numpy(), axis=1))  # faster than torch's there
+    near = near.flatten(1)
+    if near.device.type == "cpu":  # NumPy's is the faster there
+        ordered = torch.from_numpy(np.sort(np.ascontiguousarray(near.numpy()), axis=1))
     else:
         ordered = near.sort(dim=1).values
     # Levels of a row side by side: [rows, most levels of any row].
-    counts = torch.bincount(row, minlength=len(near))
-    slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    bounds = torch.full((len(near), int(counts.max())), torch.inf, device=near.device)
-    bounds[row, slot] = high
-    above = near.shape[1] - torch.searchsorted(ordered, bounds, right=True)[row, slot]
-    bounds[row, slot] = low
-    least = near.shape[1] - torch.searchsorted(ordered, bounds)[row, slot]
-    return above, least - above
+    counts = np.bincount(row, minlength=len(near))
+    slot = np.arange(len(row)) - (counts.cumsum() - counts)[row]
+    bounds = np.full((len(near), counts.max()), np.inf, dtype=np.float32)
+
+    def below(bound: np.ndarray, right: bool) -> np.ndarray:
+        bounds[row, slot] = bound
+        on_device = torch.from_numpy(bounds).to(near.device)
+        return torch.searchsorted(ordered, on_device, right=right).cpu().numpy()[row, slot]
+
+    above = near.shape[1] - below(high, right=True)
+    return above, near.shape[1] - below(low, right=False) - above
 
 
-def _between(near: Tensor, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _between(
+    near: Tensor, row: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(i, item) of every near[row[i], item] in [low[i], high[i]], segments end to end; int64 each."""
     entries, items = [row[:0]], [row[:0]]
     step = max(1, len(near) // 2)
     for start in range(0, len(row), step):
         part = slice(start, start + step)
-        values = near[row[part]].flatten(1)
-        inside = (values >= low[part, None]) & (values <= high[part, None])
-        entry, item = inside.nonzero(as_tuple=True)
+        values = near[torch.from_numpy(row[part]).to(near.device)].flatten(1)
+        bounds = (torch.from_numpy(bound[part]).to(near.device)[:, None] for bound in (low, high))
+        inside = (values >= next(bounds)) & (values <= next(bounds))
+        entry, item = (x.cpu().numpy() for x in inside.nonzero(as_tuple=True))
         entries.append(entry + start)
         items.append(item)
-    return torch.cat(entries), torch.cat(items)
+    return np.concatenate(entries), np.concatenate(items)

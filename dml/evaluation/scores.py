@@ -4,8 +4,8 @@ Ties decide metrics, so a pair must score the same wherever it sits in a batch, 
 for any number of threads. Floating point sums do not: a matrix product rounds by blocks. Therefore
 each vector is first rounded to a grid of 2^-26 of its length. Products of two such vectors are
 multiples of a grid of 2^-52 and their partial sums stay below 2^53 steps of it, so a float64 sum of
-them is *exact*, in any order. The similarity of a pair is that exact number, rounded to float32.
-Two items tie when these float32 numbers are equal.
+them is *exact*, in any order. What rounding did to the vectors' lengths is undone by one factor each.
+The similarity of a pair is the resulting number as float32. Two items tie when these are equal.
 
 A float32 matrix product is faster and only near. `Scorer.band` gives, for each similarity, an interval
 outside which the float32 product proves the order; pairs inside it are scored exactly.
@@ -13,14 +13,17 @@ outside which the float32 product proves the order; pairs inside it are scored e
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 GRID = 2.0**-26  # of a vector's length; see the module's text
-CHUNK = 1 << 18  # elements prepared at a time: a few float64 copies of it stay in cache
+# Elements prepared at a time. On a CPU: few enough for its cache, and not enough for torch to share
+# each small step out to threads, which costs more than it saves, most of all on a busy machine.
+CPU_CHUNK, GPU_CHUNK = 1 << 15, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,21 @@ class Vectors:
     """Rows on their grids.
 
     values: float32 [n, d], of length at most about 1.4.  squares: float64 [n], squared lengths, exact.
-    lift: float64 [n], powers of two that make all lengths alike; ones unless the similarity is dot.
+    weight: float64 [n], the length a row should have had for its inner products to be similarities,
+    divided by the length it has.
     """
 
     values: Tensor
     squares: Tensor
-    lift: Tensor
+    weight: Tensor
 
     def __len__(self) -> int:
         return len(self.values)
+
+
+def _rows_at_a_time(values: Tensor) -> int:
+    chunk = CPU_CHUNK if values.device.type == "cpu" else GPU_CHUNK
+    return max(1, chunk // values.shape[1])
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class _Rows:
     centre: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        step = max(1, CHUNK // self.values.shape[1])
+        step = _rows_at_a_time(self.values)
         for start in range(0, len(self.order), step):
             part = slice(start, start + step)
             # Half precision becomes float32, and float64 too: metrics are those of float32 embeddings.
@@ -66,38 +75,41 @@ def prepare(
     A row's result depends on that row (and, for euclidean and dot, on the set), never on its position.
     """
     sets = [_Rows(*query)] if gallery is None else [_Rows(*query), _Rows(*gallery)]
-    if similarity == "cosine":
-        # A zero vector has no direction; it stays zero, at similarity 0 to everything.
-        return _vectors([_rounded(rows, _safe(_lengths(rows)), None) for rows in sets], None)
     if similarity == "euclidean":
         centre = _centre(sets[-1])
         sets = [_Rows(rows.values, rows.order, centre) for rows in sets]
-    steps = [_power_of_two(_lengths(rows)) for rows in sets]
+    lengths = [_lengths(rows) for rows in sets]
+    if similarity == "cosine":
+        # A zero vector has no direction; it stays zero, at similarity 0 to everything.
+        vectors = [
+            _vectors(_rounded(rows, _safe(length), None), torch.ones_like(length))
+            for rows, length in zip(sets, lengths, strict=True)
+        ]
+        return vectors[0], vectors[-1]
+    steps = [_power_of_two(length) for length in lengths]
     # One scale for all keeps distances comparable; inner products allow one per set.
     scales = [step.max() for step in steps]
     if similarity == "euclidean":
         scales = [torch.stack(scales).max()] * len(sets)
-    values = [
-        _rounded(rows, step, step / scale)
-        for rows, step, scale in zip(sets, steps, scales, strict=True)
+    vectors = [
+        _vectors(_rounded(rows, step, step / scale), length / scale)
+        for rows, length, step, scale in zip(sets, lengths, steps, scales, strict=True)
     ]
-    # A query's own length changes no ranking. Undone, it cannot push products below float32's range.
-    lifts = [scale / step for step, scale in zip(steps, scales, strict=True)]
-    return _vectors(values, lifts if similarity == "dot" else None)
+    query_vectors, gallery_vectors = vectors[0], vectors[-1]
+    if similarity == "dot":
+        # A query's own length changes no ranking. Without it no product leaves float32's range.
+        query_vectors = replace(query_vectors, weight=scales[0] / steps[0])
+    return query_vectors, gallery_vectors
 
 
-def _vectors(values: list[Tensor], lifts: list[Tensor] | None) -> tuple[Vectors, Vectors]:
-    sets = []
-    for i, value in enumerate(values):
-        squares = torch.empty(len(value), dtype=torch.float64, device=value.device)
-        step = max(1, CHUNK // value.shape[1])
-        for start in range(0, len(value), step):
-            part = slice(start, start + step)
-            squares[part] = value[part].double().square_().sum(1)
-        sets.append(
-            Vectors(value, squares, torch.ones_like(squares) if lifts is None else lifts[i])
-        )
-    return sets[0], sets[-1]
+def _vectors(values: Tensor, lengths: Tensor) -> Vectors:
+    squares = torch.empty(len(values), dtype=torch.float64, device=values.device)
+    step = _rows_at_a_time(values)
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        squares[part] = values[part].double().square_().sum(1)
+    weight = torch.where(squares > 0, lengths / _safe(squares).sqrt(), 1.0)
+    return Vectors(values, squares, weight)
 
 
 def _lengths(rows: _Rows) -> Tensor:
@@ -131,7 +143,8 @@ def _power_of_two(lengths: Tensor) -> Tensor:
 
 def _rounded(rows: _Rows, divisor: Tensor, scale: Tensor | None) -> Tensor:
     """float32 [n, d]: each row divided by its divisor, rounded to the grid, times its power of two."""
-    values = torch.empty(len(rows.order), rows.values.shape[1], device=rows.values.device)
+    shape = (len(rows.order), rows.values.shape[1])
+    values = torch.empty(shape, dtype=torch.float32, device=rows.values.device)
     for part, row in rows:
         row.div_(divisor[part, None]).div_(GRID).round_().mul_(GRID)
         values[part] = (row if scale is None else row.mul_(scale[part, None])).float()
@@ -146,7 +159,7 @@ def _centre(rows: _Rows) -> Tensor:
     one coordinate, because that is near enough and leaves data on a lattice on the lattice.
     """
     values = rows.values
-    step = max(1, 8 * CHUNK // len(values))
+    step = max(1, (1 << 21) // len(values))
     middle = torch.cat(
         [part.float().median(0).values for part in values.split(step, dim=1)]
     ).double()
@@ -174,24 +187,24 @@ class Scorer:
         gallery: tuple[Tensor, Tensor] | None,
         similarity: str,
     ):
-        self.kind = similarity
         self.euclidean = similarity == "euclidean"
         self.query, self.gallery = prepare(query, gallery, similarity)
         self.dim = self.query.values.shape[1]
         self.half_squares = (self.gallery.squares / 2).float() if self.euclidean else None
-        longest = self.gallery.squares.max().sqrt()
+        self.query_squares = self.query.squares.cpu().numpy()
+        self.query_weight = self.query.weight.cpu().numpy()
+        self.stray = float((self.gallery.weight - 1).abs().max()) + 2.0**-50
+        longest = float(self.gallery.squares.max().sqrt())
         # Summing n float32 terms in any order errs by at most n u / (1 - n u) of the sum of their
         # magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1);
         # that sum is at most the product of the lengths. Four more roundings cover what follows
         # the product; the last term covers underflow.
         n = (self.dim + 4) * 2.0**-24
-        reach = self.query.squares.sqrt() * longest
-        if self.euclidean:
-            reach = reach + longest**2 / 2
-        self.error = n / (1 - n) * 1.001 * reach + (self.dim + 4) * 2.0**-126
-        # faiss sums |q|^2, |g|^2 and -2 q g
-        distance = (self.query.squares.sqrt() + longest) ** 2
-        self.distance_error = n / (1 - n) * 1.001 * distance + (self.dim + 4) * 2.0**-126
+        factor, least = n / (1 - n) * 1.001, (self.dim + 4) * 2.0**-126
+        lengths = np.sqrt(self.query_squares)
+        reach = lengths * longest + (longest**2 / 2 if self.euclidean else 0.0)
+        self.error = factor * reach + least
+        self.distance_error = factor * (lengths + longest) ** 2 + least  # |q|^2 + |g|^2 - 2 q g
         self.trusted = self._bound_holds()
 
     def product(self, rows: Tensor | slice, columns: slice, out: Tensor | None = None) -> Tensor:
@@ -202,29 +215,29 @@ class Scorer:
         """What to subtract from the inner products with items to order them like the similarity."""
         return None if self.half_squares is None else self.half_squares[columns]
 
-    def band(self, query: Tensor, score: Tensor, from_faiss: bool = False) -> tuple[Tensor, Tensor]:
+    def band(
+        self, query: np.ndarray, score: np.ndarray, from_faiss: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(low, high), float32 [n], for similarities `score` [n] of queries `query` [n].
 
         An item whose near value is above `high` has a larger similarity, below `low` a smaller one;
         in between the exact similarity must tell.  `from_faiss`: the near value is what faiss
         returns (the inner product, or minus the squared distance).
         """
-        lift = self.query.lift[query]
-        centre = score.double() / lift
+        centre = score.astype(np.float64)
         # one unit in the last place of the similarity, itself a float32
-        width = centre.abs() * 2.0**-23 + 2.0**-148 / lift
+        width = np.abs(centre) * 2.0**-23 + 2.0**-148
         if not self.euclidean:
-            width = width + self.error[query]
+            weight = self.query_weight[query]
+            centre, width = centre / weight, width / weight
+            width = (width + np.abs(centre) * self.stray) * 1.001 + self.error[query]
         elif from_faiss:
             width = width + self.distance_error[query]
         else:
-            centre = (self.query.squares[query] + centre) / 2
+            centre = (self.query_squares[query] + centre) / 2
             width = width / 2 + self.error[query]
-        width = width + centre.abs() * 2.0**-50
-        down = torch.tensor(-torch.inf, device=score.device)
-        low = torch.nextafter((centre - width).float(), down)
-        high = torch.nextafter((centre + width).float(), -down)
-        return low, high
+        low, high = (centre - width).astype(np.float32), (centre + width).astype(np.float32)
+        return np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
 
     def exact(self, rows: Tensor | slice, columns: slice) -> Tensor:
         """Similarities, float32 [rows, columns]."""
@@ -248,18 +261,19 @@ class Scorer:
             lambda of_item: split(of_item[columns])[:, None, :],
         )
 
-    def exact_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def exact_pairs(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Similarities of the pairs (rows[i], columns[i]), float32 [n]."""
-        scores = [torch.empty(0, device=rows.device)]
-        step = max(1, CHUNK // self.dim)
-        for i, j in zip(rows.split(step), columns.split(step), strict=True):
+        device = self.query.values.device
+        scores = [np.empty(0, dtype=np.float32)]
+        step = _rows_at_a_time(self.query.values)
+        for start in range(0, len(rows), step):
+            i, j = (torch.from_numpy(x[start : start + step]).to(device) for x in (rows, columns))
             product = self.query.values[i].double().mul_(self.gallery.values[j]).sum(1)
-            scores.append(
-                self._similarity(
-                    product, lambda of_query, i=i: of_query[i], lambda of_item, j=j: of_item[j]
-                )
+            score = self._similarity(
+                product, lambda of_query, i=i: of_query[i], lambda of_item, j=j: of_item[j]
             )
-        return torch.cat(scores)
+            scores.append(score.cpu().numpy())
+        return np.concatenate(scores)
 
     def _similarity(
         self,
@@ -271,12 +285,12 @@ class Scorer:
 
         query, gallery: bring a vector over the queries or items into the shape of `product`.
         """
-        if self.kind == "euclidean":
+        if self.euclidean:
             product = product.mul_(2).sub_(
                 query(self.query.squares) + gallery(self.gallery.squares)
             )
-        elif self.kind == "dot":
-            product = product.mul_(query(self.query.lift))
+        else:
+            product = product.mul_(query(self.query.weight)).mul_(gallery(self.gallery.weight))
         return product.float()
 
     def _bound_holds(self) -> bool:
@@ -287,7 +301,8 @@ class Scorer:
         rows, columns = slice(0, 128), slice(0, 512)
         near = self.product(rows, columns).double()
         exact = self.query.values[rows].double() @ self.gallery.values[columns].double().T
-        return bool(((near - exact).abs() <= self.error[rows, None]).all())
+        error = torch.from_numpy(self.error[rows, None]).to(near.device)
+        return bool(((near - exact).abs() <= error).all())
 
 
 @contextmanager

@@ -31,9 +31,18 @@ CASES = {
         "loss.margin=9",
         "must lie in (0, 1). The paper uses 0.25 (faces) and 0.4 (retrieval).",
     ),
-    "loss.margin=abc": ("loss.margin=abc", "Value 'abc' of type 'str' could not be converted to Float."),
-    "loss.margn=1": ("loss.margn=1", "loss has no option 'margn'. Did you mean loss.margin?\nOptions: "),
-    "+loss.margn=1": ("+loss.margn=1", "loss has no option 'margn'. Did you mean loss.margin?\nOptions: "),
+    "loss.margin=abc": (
+        "loss.margin=abc",
+        "Value 'abc' of type 'str' could not be converted to Float.",
+    ),
+    "loss.margn=1": (
+        "loss.margn=1",
+        "loss has no option 'margn'. Did you mean loss.margin?\nOptions: ",
+    ),
+    "+loss.margn=1": (
+        "+loss.margn=1",
+        "loss has no option 'margn'. Did you mean loss.margin?\nOptions: ",
+    ),
     "++loss.margn=1": ("++loss.margn=1", "loss has no option 'margn'. Did you mean loss.margin?"),
     "loss.margin.x=1": ("loss.margin.x=1", "loss.margin is a value and has no options of its own."),
     "+new.key=1": ("+new.key=1", "there is no option 'new'."),
@@ -106,7 +115,12 @@ def test_a_miner_that_a_proxy_loss_cannot_use(cache):
 def test_all_mistakes_are_told_at_once(tmp_path):
     """A user mends a command line once, not once per mistake."""
     found = problems(
-        "loss.margin=9", "sampler=random", "data=folder", f"data.root={tmp_path / 'none'}", "los=x", "-q"
+        "loss.margin=9",
+        "sampler=random",
+        "data=folder",
+        f"data.root={tmp_path / 'none'}",
+        "los=x",
+        "-q",
     )
     assert set(found) >= {"loss.margin=9", "sampler=random", "los=x", "-q"}
     assert any("data.root" in where for where in found)
@@ -141,7 +155,9 @@ def test_who_chose_what(cache):
     assert by["trainer"] == ("glyphs", "data=glyphs")
 
 
-@pytest.mark.parametrize("order", [["loss=proxy_nca", "sampler=pk"], ["sampler=pk", "loss=proxy_nca"]])
+@pytest.mark.parametrize(
+    "order", [["loss=proxy_nca", "sampler=pk"], ["sampler=pk", "loss=proxy_nca"]]
+)
 def test_the_command_line_wins_over_the_loss_in_any_order(order, cache):
     composed, _ = cli.checked([*order, f"data.root={cache}"])
     assert composed.config.sampler.images_per_class == 4
@@ -198,7 +214,11 @@ def test_wandb_without_a_login_is_said_before_training(monkeypatch, tmp_path, ca
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -207,7 +227,8 @@ def test_the_command_exits_with_2_and_leaves_nothing_behind(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(
-        "2 problems in the configuration\n  loss=circel      loss has no 'circel'. Did you mean loss=circle?\n"
+        "2 problems in the configuration\n"
+        "  loss=circel      loss has no 'circel'. Did you mean loss=circle?\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ The tests run every check on `dml.evaluation`; the mutants in test_eval_mutants.
 with one mistake, and the check named for each must fail.
 """
 
+import importlib
 import importlib.util
 import math
 from pathlib import Path
@@ -89,7 +90,14 @@ def self_under_another_label_is_excluded(package):
     query, gallery = np.array([[0.0]]), np.array([[0.0], [1.0]])
     for backend in BACKENDS:
         found = package.evaluate(
-            query, [1], gallery, [2, 1], query_ids=[5], gallery_ids=[5, 6], similarity="euclidean"
+            query,
+            [1],
+            gallery,
+            [2, 1],
+            query_ids=[5],
+            gallery_ids=[5, 6],
+            similarity="euclidean",
+            backend=backend,
         )
         assert found["recall@1"] == 1
 
@@ -130,6 +138,22 @@ def collapse_scores_chance(package):
             np.testing.assert_allclose(per_query["recall@4"], drawn, rtol=1e-13)
 
 
+def alike_vectors_tie(package):
+    """Outputs of a collapsed model that differ in length, or by float32's rounding: cosine 1, chance."""
+    rng = np.random.default_rng(6)
+    direction = rng.standard_normal((1, 512)).astype(np.float32)
+    labels = np.arange(150) % 30
+    for x in (
+        direction * 10.0 ** rng.uniform(-3, 3, (150, 1)),
+        direction * (1 + 1e-7 * rng.standard_normal((150, 512))),
+        1 + 1e-6 * rng.standard_normal((150, 64)),
+        np.ones((150, 512)) * rng.uniform(1, 2, (150, 1)),
+    ):
+        for backend in BACKENDS:
+            found = package.evaluate(x.astype(np.float32), labels, backend=backend)
+            assert abs(found["recall@1"] - 4 / 149) < 1e-12
+
+
 def order_of_the_data_changes_nothing(package):
     """Duplicates within and across classes, shuffled: the same bits."""
     rng = np.random.default_rng(2)
@@ -166,7 +190,7 @@ def near_ties_are_told_apart(package):
 
 
 def perfect_is_one_for_every_class_size(package):
-    sizes = list(range(2, 40)) + [60, 97]
+    sizes = [*range(2, 40), 60, 97]
     labels = np.repeat(np.arange(len(sizes)), sizes)
     centres = unit(np.random.default_rng(0).standard_normal((len(sizes), 64)))
     noise = 1e-3 * np.random.default_rng(1).standard_normal((len(labels), 64))
@@ -224,7 +248,7 @@ def whole_range_of_int64_labels(package):
     """Labels that collide as float32, as float64, and the ends of int64."""
     for start in (2**24, 2**53, 2**63 - 4, -(2**63)):
         labels = [start, start, start + 1, start + 1, start + 2, start + 3]
-        x = np.array([[0.0], [0.2], [0.1], [0.4], [7.0], [9.0]])
+        x = np.array([[0.0], [3.0], [2.0], [7.0], [50.0], [90.0]])
         found = package.evaluate_detailed(x, np.array(labels), similarity="euclidean")
         assert found.lone_queries == 2
         assert found.metrics["recall@1"] == 0.0
@@ -273,18 +297,51 @@ def similarity_is_the_one_asked_for(package):
             assert found.similarity == similarity
 
 
-def drawn_cases_equal_the_reference(package, seeds=range(12), memories=(1 << 30,)):
+def each_metric_alone_equals_all_together(package):
+    """Ranks are followed no deeper than the metrics asked for need, and no less deep."""
+    rng = np.random.default_rng(11)
+    labels = rng.integers(0, 12, 150)
+    x = rng.standard_normal((12, 4))[labels] + 1.5 * rng.standard_normal((150, 4))
+    x[40:60] = x[60:80]
+    for backend in BACKENDS:
+        together = package.evaluate(x, labels, metrics=ALL, backend=backend)
+        for metric in ALL:
+            alone = package.evaluate(x, labels, metrics=[metric], backend=backend)
+            assert alone == {metric: together[metric]}
+
+
+def sums_are_exact(package):
+    """In float64, whatever the order of the coordinates: the bits of an exactly rounded sum."""
+    for similarity in ("cosine", "dot", "euclidean"):
+        for seed, scale in enumerate((0, 6)):
+            rng = np.random.default_rng(seed)
+            x = rng.standard_normal((12, 300)) * 10.0 ** rng.uniform(-scale, scale, (12, 1))
+            x[0] = 1.0
+            rows = (torch.from_numpy(x), torch.arange(12))
+            scorer = importlib.import_module(f"{package.__name__}.scores").Scorer
+            values = scorer(rows, None, similarity).query.values.double()
+            exact = [[math.fsum((a * b).tolist()) for b in values] for a in values]
+            for order in (
+                torch.arange(300),
+                torch.arange(300).flip(0),
+                torch.from_numpy(rng.permutation(300)),
+            ):
+                turned = values[:, order]
+                assert (turned @ turned.T).tolist() == exact
+                assert (turned[:, None] * turned[None]).sum(2).tolist() == exact
+
+
+def drawn_cases_equal_the_reference(package, seeds=range(12)):
+    """Every third in small chunks."""
     for seed in seeds:
-        case = drawn_case(seed)
-        for memory in memories:
-            agree(package, memory=memory, **case)
+        agree(package, memory=1 << (14 if seed % 3 == 0 else 30), **drawn_case(seed))
 
 
 def deep_positives_are_counted(package):
     """More classes than the short lists of neighbours hold, so that ranks lie beyond them."""
     rng = np.random.default_rng(8)
-    x = rng.standard_normal((420, 3)).round(1)
-    labels = rng.permutation(np.repeat(np.arange(140), 3))
+    x = rng.standard_normal((240, 3)).round(1)
+    labels = rng.permutation(np.repeat(np.arange(80), 3))
     metrics = ("recall@1", "recall@30", "recall@100", "map@r", "r_precision")
     agree(package, x, labels, metrics=metrics)
 
@@ -303,7 +360,7 @@ def drawn_case(seed):
     """Arguments of an evaluation of an odd shape that has at least one positive."""
     rng = np.random.default_rng(seed)
     while True:
-        n, m = (int(rng.integers(1, 45)) for _ in range(2))
+        n, m = (int(rng.integers(1, 36)) for _ in range(2))
         d = int(rng.choice([1, 2, 3, 8, 33]))
         classes = int(rng.integers(1, max(2, n)))
         few = rng.standard_normal((4, d))
