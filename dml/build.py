@@ -55,12 +55,19 @@ def sampler(config: DictConfig, labels: Any) -> Any:
 
 def geometry(config: DictConfig) -> str:
     """How the chosen loss compares embeddings, hence how they are evaluated: cosine, dot or euclidean."""
-    return loss_schema(config).geometry
+    return next(iter(loss_parts(config).values())).geometry
 
 
-def loss_schema(config: DictConfig) -> type[loss_schemas.LossSchema]:
-    """The schema class of the chosen loss, which says what the loss demands."""
-    return OmegaConf.get_type(config, "loss")
+def loss_parts(config: DictConfig) -> dict[str, type[loss_schemas.LossSchema]]:
+    """Where each loss stands in the configuration -> its schema class, which says what it demands.
+
+    {"loss": Circle}, or {"loss.first": Triplet, "loss.second": ArcFace} for a sum.
+    """
+    schema = OmegaConf.get_type(config, "loss")
+    if not issubclass(schema, loss_schemas.Sum):
+        return {"loss": schema}
+    parts = [part for part in schema.parts if config.loss[part] is not None]
+    return {f"loss.{part}": OmegaConf.get_type(config.loss, part) for part in parts}
 
 
 def encoder(config: DictConfig, normalize: bool | None = None) -> "Encoder":
@@ -70,19 +77,45 @@ def encoder(config: DictConfig, normalize: bool | None = None) -> "Encoder":
     trunk = build(config.backbone)
     head = build(config.head, in_features=pooled_features(trunk, config.head.pooling))
     if normalize is None:
-        schema = loss_schema(config)
-        normalize = schema.geometry == "cosine" and not schema.keeps_length
+        schemas = loss_parts(config).values()
+        normalize = all(s.geometry == "cosine" and not s.keeps_length for s in schemas)
     return Encoder(trunk, head, normalize)
 
 
 def loss(config: DictConfig) -> "nn.Module":
     """The loss module."""
-    return build(config.loss, *LOSS_ONLY)
+    parts = loss_parts(config)
+    if "loss" in parts:
+        return build(config.loss, *LOSS_ONLY)
+    kind = OmegaConf.get_type(config, "miner").kind
+    return build(
+        config.loss,
+        *loss_schemas.Sum.parts,
+        losses=[build(OmegaConf.select(config, key), *LOSS_ONLY) for key in parts],
+        takes_miner=[kind in schema.miners for schema in parts.values()],
+        takes_reference=[schema.takes_reference for schema in parts.values()],
+    )
 
 
 def miner(config: DictConfig) -> Any:
-    """The miner, or None."""
-    return build(config.miner)
+    """The miner, or None; a regulariser may switch its triplets."""
+    chosen = build(config.miner)
+    if OmegaConf.get_type(config, "regularizer").switches_triplets:
+        return build(config.regularizer, miner=chosen)
+    return chosen
+
+
+def memory(config: DictConfig) -> Any:
+    """The cross-batch memory, or None."""
+    return None if config.memory._target_ is None else build(config.memory)
+
+
+def regularizer(config: DictConfig) -> "nn.Module | None":
+    """The term that is added to the loss, or None."""
+    schema = OmegaConf.get_type(config, "regularizer")
+    if config.regularizer._target_ is None or schema.switches_triplets:
+        return None
+    return build(config.regularizer, *LOSS_ONLY)
 
 
 def train_transform(config: DictConfig, encoder: "Encoder") -> Callable[[Any], "Tensor"]:
@@ -90,10 +123,23 @@ def train_transform(config: DictConfig, encoder: "Encoder") -> Callable[[Any], "
     return build(config.augment, preprocess=encoder.preprocess)
 
 
-def optimizer(config: DictConfig, encoder: "Encoder", loss: "nn.Module") -> "Optimizer":
-    """The optimizer over trunk, head and the loss's parameters."""
-    from dml.optim import parameter_groups
+def optimizer(
+    config: DictConfig,
+    encoder: "Encoder",
+    loss: "nn.Module",
+    regularizer: "nn.Module | None" = None,
+) -> "Optimizer":
+    """The optimizer over trunk, head and the parameters of loss and regulariser."""
+    from dml.optim import Learner, parameter_groups
 
+    more, parts = [], loss_parts(config)
+    if "loss" not in parts:
+        for key, part in zip(parts, loss.losses, strict=True):  # type: ignore[arg-type]
+            node = OmegaConf.select(config, key)
+            rates = node.get("lr_scale", 1.0), node.get("weight_decay", 0.0)
+            more.append(Learner(key, part, *rates))
+    if regularizer is not None:
+        more.append(Learner("regularizer", regularizer, config.regularizer.get("lr_scale", 1.0), 0.0))
     groups = parameter_groups(
         encoder,
         loss,
@@ -102,6 +148,7 @@ def optimizer(config: DictConfig, encoder: "Encoder", loss: "nn.Module") -> "Opt
         weight_decay=config.optimizer.weight_decay,
         loss_lr_scale=config.loss.get("lr_scale", 1.0),
         loss_weight_decay=config.loss.get("weight_decay", 0.0),
+        more=more,
     )
     return constructor(config.optimizer, "head_lr")(groups)
 

@@ -167,11 +167,19 @@ class Encoder(nn.Module):
             return self.trunk.model.forward_head(features, pre_logits=True)
         return self.head.pool(self.trunk.feature_map(features))
 
-    def embed(self, pooled: Float[Tensor, "n c"]) -> Embeddings:
-        """Pooled features to float32 embeddings, whatever the precision of the trunk."""
+    def project(self, pooled: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
+        """Pooled features to float32 vectors before normalisation, whatever the trunk's precision."""
         with torch.autocast(pooled.device.type, enabled=False):
-            embeddings = self.head(pooled.to(self.head.linear.weight.dtype))
-            return F.normalize(embeddings, dim=-1) if self.normalize else embeddings
+            return self.head(pooled.to(self.head.linear.weight.dtype))
+
+    def scale(self, vectors: Float[Tensor, "n d"]) -> Embeddings:
+        """Vectors to embeddings: of length 1, unless the loss needs their own."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def embed(self, pooled: Float[Tensor, "n c"]) -> Embeddings:
+        """Pooled features to float32 embeddings."""
+        return self.scale(self.project(pooled))
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Embeddings:
         """Preprocessed images to embeddings [n, dim]."""

@@ -1,4 +1,7 @@
-"""The LightningModule: encoder -> miner -> loss; collects embeddings and evaluates them."""
+"""The LightningModule: encoder -> miner -> loss; collects embeddings and evaluates them.
+
+A memory adds columns to the loss, a regulariser a term.
+"""
 
 import random
 import time
@@ -16,13 +19,15 @@ from dml.data.images import BadImages, Batch
 from dml.encoder import Encoder
 from dml.errors import RunError
 from dml.evaluation import evaluate
+from dml.memory import CrossBatchMemory
 
 
 class DmlModule(pl.LightningModule):
     """Trains an encoder with a loss.
 
     loss: (embeddings, labels[, indices_tuple]) -> scalar.  miner: (embeddings, labels) -> indices_tuple,
-    or None.  optimizer: module -> torch optimizer.  schedule: total steps -> factor by step.
+    or None.  memory: what the batch is compared with besides itself.  regularizer: (vectors before
+    normalisation, labels) -> scalar, added to the loss.  optimizer: module -> torch optimizer.  schedule: total steps -> factor by step.
     evaluation: keyword arguments of `dml.evaluation.evaluate`.
     """
 
@@ -36,9 +41,12 @@ class DmlModule(pl.LightningModule):
         evaluation: dict[str, Any],
         bad_images: BadImages,
         seed: int,
+        memory: CrossBatchMemory | None = None,
+        regularizer: nn.Module | None = None,
     ):
         super().__init__()
         self.encoder, self.loss, self.miner = encoder, loss, miner
+        self.memory, self.regularizer = memory, regularizer
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.evaluation, self.bad_images, self.seed = evaluation, bad_images, seed
         self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -78,15 +86,36 @@ class DmlModule(pl.LightningModule):
         if len(batch.labels) == 0:
             return None
         try:
-            embeddings = self.encoder(batch.images)
-            if self.miner is None:
-                loss = self.loss(embeddings, batch.labels)
-            else:
-                loss = self.loss(embeddings, batch.labels, self.miner(embeddings, batch.labels))
+            vectors = self.encoder.project(self.encoder.pooled(batch.images))
+            embeddings = self.encoder.scale(vectors)
+            loss = self.compare(embeddings, batch.labels)
+            if self.memory is not None and self.global_step >= self.memory.start_step:
+                columns = self.memory.enqueue(embeddings, batch.labels)
+                remembered = self.compare(embeddings, batch.labels, **columns)
+                loss = loss + self.memory.weight * remembered
+            if self.regularizer is not None:
+                loss = loss + self.regularizer(vectors, batch.labels)
         except ValueError as error:  # a loss refuses what would not be finite
             raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
+
+    def compare(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        reference: Tensor | None = None,
+        reference_labels: Tensor | None = None,
+        self_slots: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch against itself or against a reference, over what the miner chooses."""
+        columns: dict[str, Any] = {}
+        if reference is not None:
+            columns = {"reference": reference, "reference_labels": reference_labels}
+        chosen = None if self.miner is None else self.miner(embeddings, labels, **columns)
+        if reference is not None:
+            columns["self_slots"] = self_slots
+        return self.loss(embeddings, labels, chosen, **columns)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Embed in float32 whatever the precision of training, so that metrics do not depend on it."""

@@ -1,11 +1,21 @@
 """Parameter groups and learning-rate schedules in optimizer steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
 from dml.encoder import Encoder
+
+
+class Learner(NamedTuple):
+    """A module beside trunk and head that learns at head_lr * lr_scale."""
+
+    name: str
+    module: nn.Module
+    lr_scale: float
+    weight_decay: float
 
 
 def parameter_groups(
@@ -17,22 +27,26 @@ def parameter_groups(
     weight_decay: float,
     loss_lr_scale: float = 1.0,
     loss_weight_decay: float = 0.0,
+    more: Sequence[Learner] = (),
 ) -> list[dict]:
     """Groups for a torch optimizer: trunk, head and the loss's own parameters.
 
     lr: trunk.  head_lr: head.  The loss's parameters (proxies, learned margins) learn at
-    head_lr * loss_lr_scale.  weight_decay falls on matrices and kernels only, not on biases and norms.
+    head_lr * loss_lr_scale.  more: modules with rates of their own, a regulariser or the parts of a
+    sum; what they hold of the loss is theirs.  weight_decay falls on matrices and kernels only, not on biases and norms.
 
     Raises AssertionError when a trainable parameter is in no group or in two: a programming error that
     would leave, say, proxies untrained in silence (pitfall L4).
     """
     groups = []
+    theirs = {id(p) for learner in more for p in learner.module.parameters()}
     for name, module, rate, decay in (
         ("trunk", encoder.trunk, lr, weight_decay),
         ("head", encoder.head, head_lr, weight_decay),
         ("loss", loss, head_lr * loss_lr_scale, loss_weight_decay),
+        *((m.name, m.module, head_lr * m.lr_scale, m.weight_decay) for m in more),
     ):
-        parameters = list(module.parameters())
+        parameters = [p for p in module.parameters() if module is not loss or id(p) not in theirs]
         matrices = [p for p in parameters if p.ndim >= 2]
         vectors = [p for p in parameters if p.ndim < 2]
         if matrices:
@@ -42,7 +56,8 @@ def parameter_groups(
                 {"params": vectors, "lr": rate, "weight_decay": 0.0, "name": f"{name} vectors"}
             )
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    trainable = {id(p) for module in (encoder, loss) for p in module.parameters()}
+    modules = (encoder, loss, *(learner.module for learner in more))
+    trainable = {id(p) for module in modules for p in module.parameters()}
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == trainable, "a parameter is in no optimizer group"
     return groups

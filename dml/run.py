@@ -46,6 +46,7 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
     quieten_libraries()
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
     pl.seed_everything(config.seed, verbose=False)
     encoder = build.encoder(config)
     loss = build.loss(config)
@@ -75,11 +76,15 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
         encoder,
         loss,
         build.miner(config),
-        optimizer=lambda module: build.optimizer(config, module.encoder, module.loss),
+        optimizer=lambda module: build.optimizer(
+            config, module.encoder, module.loss, module.regularizer
+        ),
         schedule=lambda total_steps: build.schedule(config, total_steps),
         evaluation=evaluation_options(config, build.geometry(config)),
         bad_images=bad_images,
         seed=config.seed,
+        memory=build.memory(config),
+        regularizer=build.regularizer(config),
     )
     validation = (
         eval_loader(

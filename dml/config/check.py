@@ -25,6 +25,8 @@ GROUPS = (
     "augment",
     "loss",
     "miner",
+    "memory",
+    "regularizer",
     "sampler",
     "optimizer",
     "schedule",
@@ -81,28 +83,33 @@ def check_data(composed: Composed) -> ImageIndex:
 
 
 def node_problems(config: DictConfig, group: str) -> list[Problem]:
-    """Missing values and values out of range in one group."""
-    schema = OmegaConf.get_type(config, group)
+    """Missing values and values out of range in one group, or in a loss within a sum (`loss.first`)."""
+    node = OmegaConf.select(config, group)
+    schema = OmegaConf.get_type(node)
     if not (isinstance(schema, type) and issubclass(schema, Checked)):
         return [Problem(f"{group}=?", "its file names no schema; add /schema/... to its defaults.")]
     values: dict[str, Any] = {}
-    found = []
-    for key in config[group]:
+    found, inner = [], []
+    for key in node:
         try:
-            value = OmegaConf.to_container(config, resolve=False)[group][key]  # type: ignore[index]
-            if OmegaConf.is_missing(config[group], key) or value == MISSING:
+            value = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+            if OmegaConf.is_missing(node, key) or value == MISSING:
                 found.append(Problem(f"{group}.{key}", f"has no value. Add {group}.{key}=..."))
                 continue
-            value = config[group][key]
+            value = node[key]
         except OmegaConfBaseException:
             continue  # refers to something that is itself reported (data that could not be read)
+        if isinstance(OmegaConf.get_type(value), type) and issubclass(
+            OmegaConf.get_type(value), Checked
+        ):
+            inner += node_problems(config, f"{group}.{key}")
         values[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if found:
-        return found
-    node = object.__new__(schema)  # no constructor: it would stop at its own first problem
-    node.__dict__.update(dict.fromkeys(schema.__dataclass_fields__))  # type: ignore[attr-defined]
-    node.__dict__.update(values)
-    return node.problems(group)
+        return found + inner
+    filled = object.__new__(schema)  # no constructor: it would stop at its own first problem
+    filled.__dict__.update(dict.fromkeys(schema.__dataclass_fields__))  # type: ignore[attr-defined]
+    filled.__dict__.update(values)
+    return filled.problems(group) + inner
 
 
 def seed_problems(config: DictConfig) -> list[Problem]:
@@ -123,27 +130,39 @@ def words(composed: Composed, group: str) -> str:
 def rules(composed: Composed) -> list[Problem]:
     """What must hold between groups, whatever the data."""
     config, found = composed.config, []
-    loss, sampler, miner = (
-        OmegaConf.get_type(config, group) for group in ("loss", "sampler", "miner")
-    )
+    losses = build.loss_parts(config)
+    sampler, miner = (OmegaConf.get_type(config, group) for group in ("sampler", "miner"))
     loss_word, sampler_word, miner_word = (words(composed, g) for g in ("loss", "sampler", "miner"))
-    if loss.compares != "proxies" and not sampler.promises_positives:
-        found.append(
-            Problem(
-                sampler_word,
-                f"{loss_word} compares {loss.compares} within a batch, and {sampler_word} promises no "
-                f"two images of a class.\nDrop {sampler_word} ({loss_word} brings its own sampler), or "
-                "choose a loss with proxies (loss=proxy_nca).",
+    for key, loss in losses.items():
+        if loss.compares != "proxies" and not sampler.promises_positives:
+            found.append(
+                Problem(
+                    sampler_word,
+                    f"{words(composed, key)} compares {loss.compares} within a batch, and "
+                    f"{sampler_word} promises no two images of a class.\n"
+                    f"Drop {sampler_word} ({loss_word} brings its own sampler), or "
+                    "choose a loss with proxies (loss=proxy_nca).",
+                )
             )
-        )
-    if miner.kind is not None and miner.kind not in loss.miners:
-        takes = " or ".join(loss.miners)
+            break
+    if miner.kind is not None and not any(miner.kind in loss.miners for loss in losses.values()):
+        takes = " or ".join(dict.fromkeys(kind for loss in losses.values() for kind in loss.miners))
         found.append(
             Problem(
                 miner_word,
                 f"{miner_word} finds {miner.kind}, and {loss_word} takes "
                 + (f"{takes} only." if takes else "no miner.")
                 + " Drop it, or add miner=none.",
+            )
+        )
+    found += rules_of_extras(composed)
+    if len({loss.geometry for loss in losses.values()}) > 1:
+        kinds = ", ".join(f"{words(composed, k)} by {v.geometry}" for k, v in losses.items())
+        found.append(
+            Problem(
+                loss_word,
+                f"its losses compare embeddings in different ways ({kinds}), and the evaluation "
+                "can follow one only.\nChoose losses that compare alike.",
             )
         )
     metrics = list(config.evaluation.metrics)
@@ -162,6 +181,46 @@ def rules(composed: Composed) -> list[Problem]:
                 "Run `wandb login`, set WANDB_API_KEY, or add logger.mode=offline.",
             )
         )
+    return found
+
+
+def rules_of_extras(composed: Composed) -> list[Problem]:
+    """What a memory and a regulariser demand of loss and miner."""
+    config, found = composed.config, []
+    losses, loss_word = build.loss_parts(config), words(composed, "loss")
+    memory_word, regularizer_word = (words(composed, g) for g in ("memory", "regularizer"))
+    remembers = config.memory._target_ is not None
+    if remembers and not any(loss.takes_reference for loss in losses.values()):
+        proxies = all(loss.compares == "proxies" for loss in losses.values())
+        why = (
+            "compares images with proxies, and a memory holds images"
+            if proxies
+            else "cannot leave an image's own copy in the memory out"
+        )
+        found.append(
+            Problem(
+                memory_word,
+                f"{loss_word} {why}.\nDrop {memory_word}, or choose a loss between images "
+                "(loss=contrastive).",
+            )
+        )
+    if OmegaConf.get_type(config, "regularizer").switches_triplets:
+        if OmegaConf.get_type(config, "miner").kind != "triplets":
+            found.append(
+                Problem(
+                    regularizer_word,
+                    f"switches a miner's triplets, and {words(composed, 'miner')} finds none.\n"
+                    "Add miner=distance_weighted, as in the paper.",
+                )
+            )
+        if remembers:
+            found.append(
+                Problem(
+                    regularizer_word,
+                    f"switches triplets within a batch and does not go with {memory_word}. "
+                    "Drop one of them.",
+                )
+            )
     return found
 
 
@@ -191,9 +250,11 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
             )
     if len(train) and not node_problems(config, "sampler"):
         try:
-            build.sampler(config, train.labels)
+            sampler = build.sampler(config, train.labels)
         except ConfigurationError as error:
             found += error.problems
+        else:
+            found += memory_problems(config, sampler.batch_size, len(sampler))
     has_val = len(index.part("val")) > 0
     if not has_val and config.selection.rule == "best":
         found.append(
@@ -208,6 +269,33 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
             Problem(
                 f"selection.patience={config.selection.patience}",
                 "early stopping needs validation classes, and there are none.",
+            )
+        )
+    return found
+
+
+def memory_problems(config: DictConfig, batch_size: int, batches: int) -> list[Problem]:
+    """A memory holds at least one batch and is used before the run is over."""
+    if config.memory._target_ is None or node_problems(config, "memory"):
+        return []
+    found = []
+    size, start = config.memory.size, config.memory.start_step
+    if batch_size > size:
+        found.append(
+            Problem(
+                f"memory.size={size}",
+                f"holds less than one batch ({batch_size} images). Add memory.size={batch_size} or "
+                "more; the paper's memories hold half of the training images and up to all of them.",
+            )
+        )
+    steps = batches * config.trainer.max_epochs
+    if config.trainer.max_steps >= 0:
+        steps = min(steps, config.trainer.max_steps)
+    if start >= steps:
+        found.append(
+            Problem(
+                f"memory.start_step={start}",
+                f"is never reached: the run has {steps} steps. Add memory.start_step=0, or a longer run.",
             )
         )
     return found

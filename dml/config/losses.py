@@ -24,6 +24,7 @@ class LossSchema(Checked):
     keeps_length: True where training needs embeddings at their own length although they are compared
     by cosine: the encoder then does not normalise.
     miners: kinds of miner tuples the loss takes; () none.
+    takes_reference: it can compare the batch with a memory.
     verified: equal to its paper by a test of ours.
     hints: option names of other libraries -> what to write here.
     """
@@ -34,6 +35,7 @@ class LossSchema(Checked):
     keeps_length: ClassVar[bool] = False
     compares: ClassVar[str] = "pairs"
     miners: ClassVar[tuple[str, ...]] = ("pairs", "triplets")
+    takes_reference: ClassVar[bool] = True
     verified: ClassVar[bool] = True
     hints: ClassVar[Mapping[str, str]] = {}
 
@@ -52,6 +54,7 @@ class ParametricLoss(LossSchema):
 
     compares: ClassVar[str] = "proxies"
     miners: ClassVar[tuple[str, ...]] = ()
+    takes_reference: ClassVar[bool] = False
 
 
 @dataclass
@@ -257,6 +260,7 @@ class Focal(LossSchema):
 
     compares: ClassVar[str] = "proxies"
     miners: ClassVar[tuple[str, ...]] = ()
+    takes_reference: ClassVar[bool] = False
 
 
 # ---------------------------------------------------------------- pairs, triplets and ranks, more
@@ -398,6 +402,75 @@ class FastAP(LossSchema):
     miners: ClassVar[tuple[str, ...]] = ()
 
 
+# ---------------------------------------------------------------- several losses, foreign losses
+
+
+@dataclass
+class Sum(LossSchema):
+    """Two or three losses at once; what the sum demands, its parts demand.
+
+    Each part is a node of its own, checked by the schema of the loss it holds.
+    """
+
+    first: Any = MISSING
+    second: Any = MISSING
+    third: Any = MISSING
+    weights: list[float] = MISSING
+
+    parts: ClassVar[tuple[str, ...]] = ("first", "second", "third")
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """One weight above 0 for each part."""
+        found = super().problems(prefix)
+        number = sum(getattr(self, part) is not None for part in self.parts)
+        weights = self.weights
+        if isinstance(weights, list | tuple) and (
+            len(weights) != number or not all(0 < weight < math.inf for weight in weights)
+        ):
+            example = ",".join(["1"] * number)
+            found.append(
+                Problem(
+                    f"{prefix}.weights={list(weights)}",
+                    f"must be {number} numbers above 0, one for each loss, such as [{example}].",
+                )
+            )
+        return found
+
+
+@dataclass
+class PmlLoss(LossSchema):
+    """A loss of pytorch-metric-learning over pairs or triplets."""
+
+    loss: str = MISSING
+    arguments: dict[str, Any] = MISSING
+    distance: dict[str, Any] | None = MISSING
+    reducer: dict[str, Any] = MISSING
+    state: list[str] = MISSING
+
+    verified: ClassVar[bool] = False
+    takes_reference: ClassVar[bool] = False
+
+
+@dataclass
+class PmlGroupLoss(PmlLoss):
+    """One that looks at the whole batch and takes no miner."""
+
+    compares: ClassVar[str] = "groups"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass
+class PmlClassificationLoss(PmlLoss):
+    """One with parameters per class; they learn at the head's rate times lr_scale."""
+
+    lr_scale: float = positive()
+    weight_decay: float = number(0)
+
+    keeps_length: ClassVar[bool] = True
+    compares: ClassVar[str] = "proxies"
+    miners: ClassVar[tuple[str, ...]] = ()
+
+
 # ---------------------------------------------------------------- miners
 
 
@@ -495,6 +568,11 @@ def register(store: Any) -> None:
     store.store(group=loss, name="roadmap", node=Roadmap)
     store.store(group=loss, name="recall_at_k", node=RecallAtK)
     store.store(group=loss, name="fast_ap", node=FastAP)
+
+    store.store(group=loss, name="sum", node=Sum)
+    store.store(group=loss, name="pml", node=PmlLoss)
+    store.store(group=loss, name="pml_group", node=PmlGroupLoss)
+    store.store(group=loss, name="pml_classification", node=PmlClassificationLoss)
 
     store.store(group=miner, name="none", node=NoMiner)
     store.store(group=miner, name="semihard", node=SemihardMiner)

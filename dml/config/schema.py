@@ -1,4 +1,4 @@
-"""Types and ranges of every configuration group but data, samplers, losses and miners.
+"""Types and ranges of the configuration groups whose schemas have no file of their own.
 
 A value lives in the YAML, beside its source; here are its type, its range and what it does.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from dml.config import data, losses
+from dml.config import data, extras, losses
 from dml.config.ranges import MISSING, Checked, choice, count, number, positive
 from dml.errors import Problem
 
@@ -216,6 +216,8 @@ class Train:
     augment: Any = MISSING
     loss: Any = MISSING
     miner: Any = MISSING
+    memory: Any = MISSING
+    regularizer: Any = MISSING
     sampler: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -246,3 +248,4 @@ def register() -> None:
     store.store(group="schema/logger", name="logger", node=Logger)
     data.register(store)
     losses.register(store)
+    extras.register(store)
