@@ -8,7 +8,8 @@ Options: rows (of the SOP shape; classes in proportion), threads, data (clustere
 shapes (comma separated: sop, cub), sides (comma separated: faiss, pml, dml_torch, dml_faiss),
 pml=true adds PML to the default sides. Each side runs in a process of its own on the same
 embeddings; memory is the peak of that process above what it held with the embeddings loaded.
-Ratios are to the first side.
+Ratios are of wall time, to the first side; processor time (cpu) tells whether the machine was quiet:
+with two threads it is about twice the wall time.
 
 faiss wheels bring an OpenBLAS that may not know a new processor and then computes several times
 slower than it could. Every side therefore runs with OPENBLAS_CORETYPE=SkylakeX where the processor
@@ -70,7 +71,7 @@ def run_side(side: str, shape: str, folder: Path, threads: int) -> dict:
     # Libraries load parts of themselves at first use; that is not the side's memory.
     faiss.knn(x[:64], x[:64], 2, metric=faiss.METRIC_INNER_PRODUCT)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     if side == "faiss":
         index = faiss.IndexFlatIP(x.shape[1])
         index.add(x)
@@ -85,9 +86,9 @@ def run_side(side: str, shape: str, folder: Path, threads: int) -> dict:
         metrics = calculator.get_accuracy(torch.from_numpy(x), torch.from_numpy(labels))
     else:
         metrics = evaluate(x, labels, metrics=METRICS[shape], backend=side.removeprefix("dml_"))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "megabytes": peak / 1024, "metrics": metrics}
+    return {"seconds": seconds, "cpu": cpu, "megabytes": peak / 1024, "metrics": metrics}
 
 
 def has_avx512() -> bool:
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> None:
                 values = "  ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items())
                 print(
                     f"  {side:10} {result['seconds']:8.2f} s  x{result['seconds'] / base:5.2f}"
-                    f"  {result['megabytes']:7.0f} MB  {values}",
+                    f"  cpu {result['cpu']:8.2f} s  {result['megabytes']:7.0f} MB  {values}",
                     flush=True,
                 )
 

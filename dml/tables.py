@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dml.build import loss_parts
 from dml.config.compose import Composed
 
 log = logging.getLogger("dml")
@@ -28,9 +29,12 @@ def choices(composed: Composed) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("group", "choice", "chosen by"):
         table.add_column(column)
+    parts = loss_parts(composed.config)
     for choice in composed.choices:
         style = "cyan" if choice.chosen_by == "command line" else ""
-        table.add_row(choice.group, choice.option, choice.chosen_by, style=style)
+        part = parts.get(choice.group)
+        doubt = "" if part is None or part.verified else " (not verified here)"
+        table.add_row(choice.group, choice.option + doubt, choice.chosen_by, style=style)
     values = [w for w in composed.overrides if w.split("=")[0].lstrip("+") not in groups(composed)]
     for word in values:
         key, _, value = word.lstrip("+").partition("=")

@@ -49,6 +49,8 @@ TORCH_FREE = [
     "data.digits",
     "data.folder",
     "data.csv_file",
+    "evaluation.ranks",
+    "evaluation.metrics",
     "tables",
 ]
 HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "pytorch_metric_learning", "faiss", "wandb"}

@@ -3,6 +3,7 @@
 Everything wrong is collected and raised together, before torch is imported and anything is written.
 """
 
+import dataclasses
 import netrc
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from dml.config.compose import Composed
 from dml.config.ranges import MISSING, Checked
 from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, Problem
+from dml.evaluation.metrics import parse
 
 GROUPS = (
     "data",
@@ -107,7 +109,7 @@ def node_problems(config: DictConfig, group: str) -> list[Problem]:
     if found:
         return found + inner
     filled = object.__new__(schema)  # no constructor: it would stop at its own first problem
-    filled.__dict__.update(dict.fromkeys(schema.__dataclass_fields__))  # type: ignore[attr-defined]
+    filled.__dict__.update(dict.fromkeys(field.name for field in dataclasses.fields(schema)))
     filled.__dict__.update(values)
     return filled.problems(group) + inner
 
@@ -166,6 +168,11 @@ def rules(composed: Composed) -> list[Problem]:
             )
         )
     metrics = list(config.evaluation.metrics)
+    for name in metrics:
+        try:
+            parse(name)
+        except ValueError as error:
+            found.append(Problem("evaluation.metrics", f"{error}."))
     if config.selection.metric not in metrics:
         found.append(
             Problem(

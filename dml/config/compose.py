@@ -8,13 +8,14 @@ import copy
 import difflib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -24,8 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dml.config import schema
+from dml.config.losses import Sum
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
+
+
+PART_GROUP = "loss_part"  # the losses within loss=sum
+PARTS = tuple(f"loss.{part}" for part in Sum.parts)
+DEFAULT_PARTS = ("triplet", "arcface")  # those that configs/loss/sum.yaml names
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,20 @@ def register() -> None:
     OmegaConf.register_new_resolver("at_most", at_most, replace=True)
 
 
+def register_parts(names: Iterable[str]) -> None:
+    """Offer files of configs/loss as parts of a sum: option `loss_part/<name>`.
+
+    A part has the values of its file and the types and ranges of its schema, but brings no sampler
+    and no miner: two parts would bring two. Reading a file takes a while, so only those named are read.
+    """
+    store = ConfigStore.instance()
+    for name in names:
+        values = OmegaConf.load(config_dir() / "loss" / f"{name}.yaml")
+        schema_name = str(values.pop("defaults")[0]).removeprefix("/schema/loss/").split("@")[0]
+        node = OmegaConf.merge(store.repo["schema"]["loss"][f"{schema_name}.yaml"].node, values)
+        store.store(group=PART_GROUP, name=name, node=node)
+
+
 def metrics_for(recall_k: list[int]) -> list[str]:
     """The metrics that a data set's K values ask for: recall@k each, then MAP@R and R-precision."""
     return [f"recall@{k}" for k in recall_k] + ["map@r", "r_precision"]
@@ -91,7 +112,9 @@ def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
             reason = [line for line in str(error).splitlines()[1:2] if "hydra.cc" not in line]
             problems.append(
                 Problem(
-                    word, f"cannot be read ({'; '.join(reason)}).\nOptions are written key=value."
+                    word,
+                    f"cannot be read ({'; '.join(reason)}).\nOptions are written key=value; a value with "
+                    "spaces, commas, = or brackets goes into quotes: \"key='value'\".",
                 )
             )
     return overrides, problems
@@ -138,6 +161,9 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
     overrides, problems = parse(words)
     with hydra_loader() as loader:
         chosen_groups, values = [], []
+        summed = any(o.key_or_group == "loss" and o.value() == "sum" for o in overrides)
+        if summed:
+            register_parts(DEFAULT_PARTS)
         for override in overrides:
             if override.is_sweep_override():
                 problems.append(
@@ -146,6 +172,10 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
                         "names several values. Add -m to run each of them.",
                     )
                 )
+            elif summed and override.key_or_group in PARTS and not override.is_delete():
+                word, problem = part_word(override)
+                problems += [problem] if problem else []
+                chosen_groups += [] if problem else [word]
             elif is_group(override):
                 problem = group_problem(override)
                 problems += [problem] if problem else []
@@ -198,6 +228,16 @@ def group_problem(override: Override) -> Problem | None:
             word, f"{group} has no {value!r}. {nearest(str(value), options, group + '=')}"
         )
     return None
+
+
+def part_word(override: Override) -> tuple[str, Problem | None]:
+    """`loss.first=circle` as Hydra's choice of a group, or what is wrong with it."""
+    key, name, word = override.key_or_group, override.value(), str(override.input_line)
+    options = [option for option in options_of("loss") if option != "sum"]
+    if name not in options:
+        return word, Problem(word, f"is no loss. {nearest(str(name), options, key + '=')}")
+    register_parts([str(name)])
+    return f"{'+' if key == PARTS[2] else ''}{PART_GROUP}@{key}={name}", None
 
 
 def value_word(base: DictConfig, override: Override) -> tuple[str, Problem | None]:
@@ -265,7 +305,9 @@ def nearest(name: str, names: list[str], prefix: str) -> str:
 
 def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> list[Choice]:
     """Each group, the file taken for it, and who asked for that file."""
-    typed = {word.lstrip("+").split("=", 1)[0] for word in group_words}
+    typed = {
+        word.lstrip("+").removeprefix(f"{PART_GROUP}@").split("=", 1)[0] for word in group_words
+    }
     defaults = loader.compute_defaults_list(config_name, group_words, RunMode.RUN)
     experiment = next(
         (
@@ -285,7 +327,9 @@ def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> li
             or default.parent == f"{group}/{option}"
         ):
             continue
-        if default.parent and default.parent.split("/")[0] == group:
+        if group == PART_GROUP:
+            group = str(default.package)
+        elif default.parent and default.parent.split("/")[0] == group:
             continue  # a file that extends another of its own group: the choice is the outer one
         if group in typed:
             by = "command line"

@@ -414,7 +414,7 @@ class Sum(LossSchema):
 
     first: Any = MISSING
     second: Any = MISSING
-    third: Any = MISSING
+    third: Any = None
     weights: list[float] = MISSING
 
     parts: ClassVar[tuple[str, ...]] = ("first", "second", "third")

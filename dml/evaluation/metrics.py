@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from dml.evaluation.neighbours import Depth, Ranks
+from dml.evaluation.ranks import Depth, Ranks
 
 Cut = int | np.ndarray
 

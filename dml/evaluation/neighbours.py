@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dml.evaluation.ranks import Depth, Ranks
 from dml.evaluation.scores import Scorer
 
 SEGMENT = 128  # items whose maximum is looked at before the items themselves
@@ -114,42 +115,6 @@ class Levels:
         part = slice(self.first[first], self.first[last + 1])
         wanted = self.above[part] + self.before[part] < self.limit[part]
         return np.flatnonzero(wanted) + part.start
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the positives of n queries stand; the argument of every metric.
-
-    start: int64 [n], where each query's levels begin; every query has at least one.  A level is a
-    group of tied items that holds a positive: `above` items lie above it, `tied` items are in it,
-    `hits` of them positive, and `before` positives lie above it; int64 [levels], best level first.
-    relevant: int64 [n], positives of the query.  gallery: int64 [n], items the query is compared with.
-    A level at or below the depth that was asked for may have any `above` not less than that depth.
-    """
-
-    start: np.ndarray
-    above: np.ndarray
-    tied: np.ndarray
-    hits: np.ndarray
-    before: np.ndarray
-    relevant: np.ndarray
-    gallery: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How deep ranks must be known.
-
-    best: for a query's best positive.  others: for the rest.  relevant: the rest also down to the
-    number of positives.
-    """
-
-    best: int
-    others: int
-    relevant: bool
 
 
 class Search:

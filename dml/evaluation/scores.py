@@ -308,7 +308,8 @@ class Scorer:
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """No autograd, no autocast, no TF32 or bfloat16 in place of float32; put back afterwards."""
-    flags = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    cpu = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    flags = (torch.backends.cuda.matmul, cpu)
     before = [flag.fp32_precision for flag in flags]
     try:
         for flag in flags:

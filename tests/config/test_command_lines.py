@@ -79,7 +79,10 @@ CASES = {
         "loader holds several options. Set them one by one: loader.num_workers=...",
     ),
     "selection.metric=recall@3": ("selection.metric=recall@3", "is not among evaluation.metrics ("),
-    "evaluation.metrics=[recall@1,recal@2]": ("evaluation.metrics", "recal@2"),
+    "evaluation.metrics=[recall@1,recal@2]": (
+        "evaluation.metrics",
+        "unknown metric 'recal@2'; the nearest are recall@k",
+    ),
     "ckpt_path=last": (
         "ckpt_path=last",
         "of which run? Add run_dir=DIR, the directory of that run.",

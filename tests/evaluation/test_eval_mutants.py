@@ -21,7 +21,7 @@ NUMBER = itertools.count()
 MUTANTS = {
     # the query's own image
     "first result dropped instead of the query": (
-        "evaluate.py",
+        "retrieval.py",
         "return np.arange(queries)",
         "return np.roll(np.arange(queries), 1)",
         "self_is_excluded_by_id",
@@ -33,7 +33,7 @@ MUTANTS = {
         "self_is_excluded_by_id",
     ),
     "ids taken for positions": (
-        "evaluate.py",
+        "retrieval.py",
         "return _positions(left, right)",
         "return np.arange(queries)",
         "self_is_excluded_wherever_it_sits",
@@ -45,7 +45,7 @@ MUTANTS = {
         "self_under_another_label_is_excluded",
     ),
     "absent id excludes the last item": (
-        "evaluate.py",
+        "retrieval.py",
         "np.where(among[candidate] == wanted, candidate, -1)",
         "candidate",
         "ids_absent_from_the_gallery_exclude_nothing",
@@ -125,32 +125,32 @@ MUTANTS = {
         "each_metric_alone_equals_all_together",
     ),
     "lone queries count as misses": (
-        "evaluate.py",
+        "retrieval.py",
         "np.full(len(query_values), np.nan)",
         "np.zeros(len(query_values))",
         "lone_queries_are_left_out_and_counted",
     ),
     "lone queries not counted": (
-        "evaluate.py",
+        "retrieval.py",
         "lone = int((~counted).sum())",
         "lone = 0",
         "lone_queries_are_left_out_and_counted",
     ),
     "mean over classes": (
-        "evaluate.py",
+        "retrieval.py",
         "math.fsum(v[counted]) / int(counted.sum())",
         "float(np.mean([v[counted & (query_classes == c)].mean()"
         " for c in np.unique(query_classes[counted])]))",
         "mean_is_over_queries",
     ),
     "labels as float32": (
-        "evaluate.py",
+        "retrieval.py",
         "return array.astype(np.int64)",
         "return array.astype(np.float32).astype(np.int64)",
         "whole_range_of_int64_labels",
     ),
     "labels as float64": (
-        "evaluate.py",
+        "retrieval.py",
         "return array.astype(np.int64)",
         "return array.astype(np.float64)",
         "whole_range_of_int64_labels",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dml.evaluation.metrics import parse
-from dml.evaluation.neighbours import Depth, Search, layout
+from dml.evaluation.neighbours import Search, layout
+from dml.evaluation.ranks import Depth
 from dml.evaluation.scores import SIMILARITIES, Scorer, full_precision
 
 DEFAULT_METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision")
