@@ -139,7 +139,9 @@ def optimizer(
             rates = node.get("lr_scale", 1.0), node.get("weight_decay", 0.0)
             more.append(Learner(key, part, *rates))
     if regularizer is not None:
-        more.append(Learner("regularizer", regularizer, config.regularizer.get("lr_scale", 1.0), 0.0))
+        more.append(
+            Learner("regularizer", regularizer, config.regularizer.get("lr_scale", 1.0), 0.0)
+        )
     groups = parameter_groups(
         encoder,
         loss,

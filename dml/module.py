@@ -27,8 +27,8 @@ class DmlModule(pl.LightningModule):
 
     loss: (embeddings, labels[, indices_tuple]) -> scalar.  miner: (embeddings, labels) -> indices_tuple,
     or None.  memory: what the batch is compared with besides itself.  regularizer: (vectors before
-    normalisation, labels) -> scalar, added to the loss.  optimizer: module -> torch optimizer.  schedule: total steps -> factor by step.
-    evaluation: keyword arguments of `dml.evaluation.evaluate`.
+    normalisation, labels) -> scalar, added to the loss.  optimizer: module -> torch optimizer.
+    schedule: total steps -> factor by step.  evaluation: keyword arguments of `dml.evaluation.evaluate`.
     """
 
     def __init__(

@@ -33,7 +33,8 @@ def parameter_groups(
 
     lr: trunk.  head_lr: head.  The loss's parameters (proxies, learned margins) learn at
     head_lr * loss_lr_scale.  more: modules with rates of their own, a regulariser or the parts of a
-    sum; what they hold of the loss is theirs.  weight_decay falls on matrices and kernels only, not on biases and norms.
+    sum; what they hold of the loss is theirs.  weight_decay falls on matrices and kernels only, not on
+    biases and norms.
 
     Raises AssertionError when a trainable parameter is in no group or in two: a programming error that
     would leave, say, proxies untrained in silence (pitfall L4).

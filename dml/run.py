@@ -46,7 +46,8 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
     quieten_libraries()
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    # Filling fresh memory is an aid to debugging and costs time; results do not depend on it.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     pl.seed_everything(config.seed, verbose=False)
     encoder = build.encoder(config)
     loss = build.loss(config)

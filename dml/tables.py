@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def evaluation(result: Mapping[str, Any]) -> None:
     show(table)
 
 
-def sweep(jobs: list[tuple[str, Mapping[str, Any] | None]]) -> None:
+def sweep(jobs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> None:
     """One row a job: its untrained and trained Recall@1 and MAP@R, or that it failed."""
     table = Table(title="Sweep", title_justify="left")
     table.add_column("job")

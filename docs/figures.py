@@ -12,11 +12,9 @@ import re
 from dataclasses import dataclass
 
 import matplotlib
+import matplotlib.figure
 import torch
 from torch import Tensor, nn
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 
 # A little off round numbers, where hinges have their kinks.
 SIMILARITIES = torch.linspace(-0.9873, 0.9961, 49, dtype=torch.float64)
@@ -135,7 +133,9 @@ def draw(file, figure: Figure) -> str:
     """The SVG: value above, slope below; left against the positive's cosine, right the negative's."""
     name, options = varied_values(file)
     shipped = file.shipped().get(name)
-    labels = list(dict.fromkeys(key.split(" value ")[0] for key in figure.columns if " value " in key))
+    labels = list(
+        dict.fromkeys(key.split(" value ")[0] for key in figure.columns if " value " in key)
+    )
     own, other = ("positive", "negative")
     if file.schema.compares == "proxies":
         own, other = "own proxy", "other proxy"
@@ -149,8 +149,9 @@ def draw(file, figure: Figure) -> str:
         "axes.grid": True,
         "grid.color": "#e5e5e5",
     }
-    with plt.rc_context(style):
-        canvas, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True, sharey="row")
+    with matplotlib.rc_context(style):
+        canvas = matplotlib.figure.Figure(figsize=(7, 4.6))
+        axes = canvas.subplots(2, 2, sharex=True, sharey="row")
         x = [float(s) for s in figure.columns["cosine"]]
         for column, which in enumerate(("positive", "negative")):
             for row, quantity in enumerate(("value", "slope")):
@@ -177,7 +178,6 @@ def draw(file, figure: Figure) -> str:
         text = io.StringIO()
         about = {"Date": None, "Creator": None, "Title": f"loss={file.name}"}
         canvas.savefig(text, format="svg", metadata={**about, "Description": figure.csv()})
-        plt.close(canvas)
     lines = (line.rstrip() for line in text.getvalue().splitlines())
     return "\n".join(lines) + "\n"
 
@@ -190,9 +190,14 @@ def csv_in(svg: str) -> str:
 
 def same_points(ours: str, theirs: str, tolerance: float = 2e-3) -> bool:
     """Whether two CSVs have the same columns and, up to rounding, the same numbers."""
-    ours_rows, theirs_rows = ([line.split(",") for line in csv.splitlines()] for csv in (ours, theirs))
+    ours_rows, theirs_rows = (
+        [line.split(",") for line in csv.splitlines()] for csv in (ours, theirs)
+    )
     if not ours_rows or ours_rows[:1] != theirs_rows[:1] or len(ours_rows) != len(theirs_rows):
         return False
-    a, b = (torch.tensor([[float(v) for v in row] for row in rows[1:]]) for rows in (ours_rows, theirs_rows))
+    a, b = (
+        torch.tensor([[float(v) for v in row] for row in rows[1:]])
+        for rows in (ours_rows, theirs_rows)
+    )
     largest = a.abs().amax(dim=0).clamp(min=1e-6)
     return bool(((a - b).abs() <= tolerance * largest).all())

@@ -65,7 +65,9 @@ def test_a_batch_larger_than_the_queue_is_refused(cache):
 
 
 def test_a_memory_that_is_never_used_is_refused(cache):
-    with pytest.raises(ConfigurationError, match=r"start_step=100.*never reached: the run has 10 steps"):
+    with pytest.raises(
+        ConfigurationError, match=r"start_step=100.*never reached: the run has 10 steps"
+    ):
         cli.checked(["memory=xbm", "trainer.max_steps=10", f"data.root={cache}"])
 
 

@@ -29,7 +29,6 @@ from dml.config.losses import Sum
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
 
-
 PART_GROUP = "loss_part"  # the losses within loss=sum
 PARTS = tuple(f"loss.{part}" for part in Sum.parts)
 DEFAULT_PARTS = ("triplet", "arcface")  # those that configs/loss/sum.yaml names

@@ -33,7 +33,7 @@ def augmentation(
     if degrees or translate or shear:
         steps.append(
             v2.RandomAffine(
-                degrees,
+                [-degrees, degrees],
                 translate=(translate, translate) if translate else None,
                 shear=[-shear, shear, -shear, shear] if shear else None,
                 interpolation=InterpolationMode.BILINEAR,

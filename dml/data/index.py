@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from random import Random
 
 import numpy as np
@@ -224,7 +225,7 @@ def split_problems(
     return [*problems, Problem(where, f"{words}\n{mend}")]
 
 
-def shortened(names: list[str], limit: int = 5) -> str:
+def shortened(names: Sequence[Any], limit: int = 5) -> str:
     """`a, b, c and 7 more`: a list that fits one line of an error message."""
     shown = ", ".join(str(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -43,10 +43,9 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image -> the encoder's input, float32 [3, image_size, image_size]."""
-        image = F.resize(
-            image, [self.resize], InterpolationMode(self.interpolation), antialias=True
-        )
-        return self.to_tensor(F.center_crop(image, [self.image_size, self.image_size]))
+        pixels = cast(Any, image)  # torchvision annotates tensors, and takes PIL images as well
+        pixels = F.resize(pixels, [self.resize], InterpolationMode(self.interpolation), antialias=True)
+        return self.to_tensor(F.center_crop(pixels, [self.image_size, self.image_size]))
 
     def to_tensor(self, image: Any) -> Tensor:
         """PIL image -> normalised float32 [3, h, w]; the last step of training images as well."""

@@ -180,7 +180,7 @@ class _UnitDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
         (slope,) = ctx.saved_tensors
         return gradient * slope
 
@@ -283,7 +283,7 @@ class _MaskedLogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         shares, empty = ctx.saved_tensors
         gradient = gradient.unsqueeze(ctx.dim).masked_fill(empty, 0)
         return shares * gradient, None, None

@@ -34,7 +34,10 @@ def test_composes_and_equals_the_library(name):
     loss = build.loss(found.config)
     options = build.plain(found.config)["loss"]
     distance, reducer = options["distance"], dict(options["reducer"])
-    arguments = {**options["arguments"], "reducer": getattr(reducers, reducer.pop("name"))(**reducer)}
+    arguments = {
+        **options["arguments"],
+        "reducer": getattr(reducers, reducer.pop("name"))(**reducer),
+    }
     if distance is not None:
         kind = getattr(distances, distance.pop("name"))
         arguments["distance"] = kind(**distance)

@@ -50,7 +50,9 @@ def test_values_are_those_of_the_files():
 
 
 def test_other_parts_and_their_options():
-    found = composed("loss.first=contrastive", "loss.third=circle", "loss.weights=[1,2,3]", "loss.third.scale=32")
+    found = composed(
+        "loss.first=contrastive", "loss.third=circle", "loss.weights=[1,2,3]", "loss.third.scale=32"
+    )
     assert not check.node_problems(found.config, "loss") + check.rules(found)
     loss = build.loss(found.config)
     assert [type(part).__name__ for part in loss.losses] == ["Contrastive", "ArcFace", "Circle"]
