@@ -33,6 +33,12 @@ GEOMETRY = {
     "dot": "dot: inner products; the encoder does not normalise",
     "euclidean": "euclidean: distances; the encoder does not normalise",
 }
+REMARKS = {
+    "arcface": "The jump is where theta + m passes pi and the authors' fallback takes over.",
+    "margin": "The jumps come from dividing by the number of pairs above 0, here 1 or 2.",
+    "multi_similarity": "The jumps are the loss's own mining, which drops easy pairs.",
+    "sub_center_arcface": "The jump is where theta + m passes pi and the authors' fallback takes over.",
+}
 OWN_PARAMETERS = {
     "lr_scale": "learning rate of the loss's own parameters, as a multiple of the head's",
     "weight_decay": "weight decay of the loss's own parameters",
@@ -93,7 +99,7 @@ def legal(schema: type, name: str) -> str:
     text = str(kind).replace("typing.", "") if generic else kind.__name__
     if "low" not in meta:
         return text
-    return f"{text}, {interval_text(meta).removeprefix('must ').removeprefix('be ')}"
+    return f"{text}, {re.sub('^must (be |lie )?', '', interval_text(meta))}"
 
 
 def in_table(text: str) -> str:
@@ -134,7 +140,9 @@ def values(file: LossFile) -> list[str]:
         outer = outer if indent else name
         shown = f"`{value}`" if value else ""
         cells = [f"`{option}`", shown, legal(file.schema, option), meanings.get(option, ""), source]
-        lines.append("| " + " | ".join(in_table(cell or "") for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(in_table(re.sub(r"\s+", " ", cell or "")) for cell in cells) + " |"
+        )
     return lines
 
 
@@ -146,7 +154,7 @@ def facts(file: LossFile, up: str) -> list[str]:
     source = inspect.getsourcefile(file.target)
     code = Path(source).resolve().relative_to(ROOT).as_posix()
     checked = f"value and gradient equal a float64 reference, [tests/reference/{file.name}.py]"
-    checked += f"({up}/tests/reference/{file.name}.py); see [conformance]({up}/docs/conformance.md)"
+    checked += f"({up}/tests/reference/{file.name}.py); see [conformance](../conformance.md)"
     return [
         f"- **Verified:** {checked if schema.verified else '**not verified here**'}",
         f"- **Compares:** {schema.compares}",
@@ -173,6 +181,8 @@ def varied(file: LossFile) -> str:
     name, options = figures.varied_values(file)
     if options:
         sentences.append(f"The curves differ in `{name}`.")
+    if file.name in REMARKS:
+        sentences.append(REMARKS[file.name])
     return "\n".join(sentences)
 
 

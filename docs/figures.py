@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 # A little off round numbers, where hinges have their kinks.
-SIMILARITIES = torch.linspace(-0.9873, 0.9961, 49, dtype=torch.float64)
+SIMILARITIES = torch.linspace(-0.9773, 0.9741, 49, dtype=torch.float64)
 HELD_POSITIVE, HELD_NEGATIVE = 0.6, 0.3
 # Options of which a figure may show several values, the most telling first.
 VARIED = (

@@ -1,5 +1,9 @@
 """What tests of several folders share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per pytest worker; before torch is imported
+
 import logging
 import tarfile
 from pathlib import Path

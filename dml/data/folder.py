@@ -55,9 +55,9 @@ def load(
 
     top = subdirectories(directory)
     tree = {split: directory / split for split in SPLITS if split in top}
-    nested = {split for split, folder in tree.items() if holds_classes(folder)}
+    nested = [split for split, folder in tree.items() if holds_classes(folder)]
     problems = []
-    if {"train", "test"} <= nested:
+    if {"train", "test"} <= set(nested):
         for other in [n for n in top if n not in SPLITS and any_image(directory / n)]:
             problems.append(
                 Problem(
@@ -81,7 +81,7 @@ def load(
                     where,
                     f"has {have} with class directories, but no {lack} with any.\n"
                     "Splits are train/<class>/ and test/<class>/ (and val/<class>/). For a split by "
-                    f"seed give the classes' own directory: data.root={directory / next(iter(nested))}",
+                    f"seed give the classes' own directory: data.root={directory / nested[0]}",
                 )
             ]
         )
