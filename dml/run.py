@@ -167,7 +167,7 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
             logger.experiment.summary.update({f"test/{k}": v for k, v in metrics["test"].items()})
         logger.finalize("success")
     tables.results(result)
-    log.info("Record: %s", run_dir / record.FILE)
+    log.info("Record: %s/%s", config.run_dir, record.FILE)
     return result
 
 
@@ -371,7 +371,7 @@ def make_run_dir(composed: Composed) -> Path:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         loss = next(choice.option for choice in composed.choices if choice.group == "loss")
         config.run_dir = f"runs/{stamp}_{config.data.name}_{loss}_seed{config.seed}"
-    run_dir = Path(config.run_dir).expanduser()
+    run_dir = Path(config.run_dir).expanduser().absolute()
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     aside = run_dir / ".config.yaml"
     OmegaConf.save(OmegaConf.create(build.plain(config)), aside)

@@ -153,8 +153,16 @@ def facts(file: LossFile, up: str) -> list[str]:
     takes = " and ".join(schema.miners) or "none: it takes no miner"
     source = inspect.getsourcefile(file.target)
     code = Path(source).resolve().relative_to(ROOT).as_posix()
+    parts = [
+        value
+        for entry in file.yaml.defaults
+        for key, value in ({} if isinstance(entry, str) else entry).items()
+        if key.startswith("/loss_part@")
+    ]
     checked = f"value and gradient equal a float64 reference, [tests/reference/{file.name}.py]"
     checked += f"({up}/tests/reference/{file.name}.py); see [conformance](../conformance.md)"
+    if parts:
+        checked = "its losses are, by default " + ", ".join(f"[{p}]({p}.md)" for p in parts)
     return [
         f"- **Verified:** {checked if schema.verified else '**not verified here**'}",
         f"- **Compares:** {schema.compares}",
@@ -247,7 +255,7 @@ def index(files: list[LossFile]) -> str:
         kind = "length kept" if file.schema.keeps_length else file.schema.geometry
         lines.append(
             f"| [{file.name}]({page}) | {in_table(paper(file))} | {file.schema.compares} | {kind} "
-            f"| {'yes' if file.schema.verified else 'no'} "
+            f"| {'yes' if file.schema.verified else '**not verified here**'} "
             f"| {brought(file, 'sampler')} | {brought(file, 'miner')} |"
         )
     return "\n".join([*lines, "", MADE]) + "\n"

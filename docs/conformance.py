@@ -226,8 +226,8 @@ def page(files, paper_of) -> str:
         f"Value, and gradients for the embeddings and for the loss's own parameters, over {batches} drawn",
         "batches (unequal classes, singletons, duplicates, one class only, no pair ...) at the shipped",
         "values. A deviation is the largest difference, over the largest number of the reference where",
-        "that is above 1; shown is a bound in coarse powers of ten, so that it is the same on every",
-        "machine. What exceeds 1e-12 is the rounding of the loops, which take logarithms of sums near 1.",
+        "that is above 1; shown is a bound in coarse powers of ten (1e-12, 1e-9, 1e-6), so that it is the",
+        "same on every machine.",
         "Other values of the options are compared in",
         "[test_references.py](../tests/losses/test_references.py).",
         "",
@@ -282,6 +282,6 @@ def page(files, paper_of) -> str:
         "| weights `1 + m + s_p` and `s_n - m` for `1 + m - s_p` and `s_n + m`, all pairs in one sum "
         f"(Quaterion) | {circles['wrong_signs']:.2f} |",
         "",
-        "A learning rate or a margin found with one of these says nothing about another.",
+        "A learning rate or a margin found with one of these does not carry over to another.",
     ]
     return "\n".join(lines) + "\n"

@@ -16,9 +16,15 @@ import matplotlib.figure
 import torch
 from torch import Tensor, nn
 
-# A little off round numbers, where hinges have their kinks.
-SIMILARITIES = torch.linspace(-0.9773, 0.9741, 49, dtype=torch.float64)
 HELD_POSITIVE, HELD_NEGATIVE = 0.6, 0.3
+# A little off round numbers, where hinges have their kinks; closer where the two cosines meet.
+SIMILARITIES = torch.cat(
+    [
+        torch.linspace(-0.9773, 0.9741, 49, dtype=torch.float64),
+        HELD_POSITIVE + torch.linspace(-0.0353, 0.0367, 13, dtype=torch.float64),
+        HELD_NEGATIVE + torch.linspace(-0.0353, 0.0367, 13, dtype=torch.float64),
+    ]
+).sort()[0]
 # Options of which a figure may show several values, the most telling first.
 VARIED = (
     "margin",
@@ -62,6 +68,8 @@ def varied_values(file) -> tuple[str, list]:
     low, high = meta["low"], meta["high"]
     from_bound = low >= 0 and not meta["open"][0] and "margin" in name
     values = [low if from_bound else value / 2, value, 2 * value]
+    if "temperature" in name and value <= 0.02:  # half of that looks the same
+        values = [value, 5 * value, 20 * value]
     if isinstance(value, int):
         values = [int(v) for v in values]
     return name, [v for v in values if v < high or (v == high and not meta["open"][1])]
@@ -155,15 +163,17 @@ def draw(file, figure: Figure) -> str:
         x = [float(s) for s in figure.columns["cosine"]]
         for column, which in enumerate(("positive", "negative")):
             for row, quantity in enumerate(("value", "slope")):
-                for i, label in enumerate(labels):
+                others = iter(((COLOURS[0], "--"), (COLOURS[2], "-.")))
+                for label in labels:
                     points = [float(v) for v in figure.columns[f"{label} {quantity} {which}"]]
                     is_shipped = not options or label == f"{name}={shipped:g}"
+                    colour, line = (COLOURS[1], "-") if is_shipped else next(others)
                     axes[row, column].plot(
                         x,
                         points,
-                        color=COLOURS[1] if is_shipped else COLOURS[2 * (i > 0)],
+                        color=colour,
                         linewidth=2 if is_shipped else 1.3,
-                        linestyle="-" if is_shipped else ("--", ":", "-.")[i],
+                        linestyle=line,
                         label=f"{label} (shipped)" if options and is_shipped else label,
                     )
         axes[0, 0].set_title(f"to the {own} ({other} held at {HELD_NEGATIVE:g})", fontsize=9)

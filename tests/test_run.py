@@ -337,6 +337,18 @@ def test_max_steps_ends_within_an_epoch(cache, tmp_path):
     assert found["checkpoint"]["step"] == 3
 
 
+def test_the_run_directory_may_be_relative_or_left_out(tmp_path, monkeypatch):
+    """The default is relative to where the command was typed, with the time, data, loss and seed."""
+    folder = made_folder(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    run.train(*cli.checked([*OWN, "data.root=images"]))
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert directory.name.endswith("_folder_circle_seed0")
+    assert record.read(directory)["checkpoint"]["file"] == "checkpoints/best.ckpt"
+    run.train(*cli.checked([*OWN, f"data.root={folder}", "run_dir=here"]))
+    assert record.read(tmp_path / "here")
+
+
 def test_early_stopping(tmp_path):
     found = own(
         made_folder(tmp_path / "images"), tmp_path / "run", "selection.patience=1", "trainer.max_epochs=50"

@@ -170,6 +170,19 @@ def test_circle_differs_only_in_who_is_averaged():
     torch.testing.assert_close(all_rows, ours * 7 / 8, **CLOSE)
 
 
+def test_generalized_lifted_of_theirs_counts_anchors_without_positive():
+    """Their empty sum over positives is 0, not -inf: the singleton's negatives alone give a value."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
+    x = around_centres(labels, noise=1.0, dim=16)
+    unit = torch.nn.functional.normalize(x)
+    to_negatives = torch.cdist(unit[7:], unit[:7])
+    alone = (1 - to_negatives).logsumexp(1).relu().sum()
+    assert alone > 0.1
+    ours = LiftedStructure(variant="generalized")(x, labels)
+    theirs = losses.GeneralizedLiftedStructureLoss()(x, labels)
+    torch.testing.assert_close(theirs, (7 * ours + alone) / 8, **CLOSE)
+
+
 @pytest.mark.parametrize(("classes", "each"), [(4, 2), (2, 4), (8, 4), (4, 8), (3, 3)])
 def test_smooth_ap_of_a_perfect_batch(classes, each):
     """PML 2.9 takes the group size for the number of groups: right on square batches only."""
