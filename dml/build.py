@@ -58,16 +58,21 @@ def geometry(config: DictConfig) -> str:
     return next(iter(loss_parts(config).values())).geometry
 
 
+def schema_of(config: Any, key: str | None = None) -> Any:
+    """The schema class of a node; its class variables say what the node's choice demands."""
+    return OmegaConf.get_type(config, key)
+
+
 def loss_parts(config: DictConfig) -> dict[str, type[loss_schemas.LossSchema]]:
     """Where each loss stands in the configuration -> its schema class, which says what it demands.
 
     {"loss": Circle}, or {"loss.first": Triplet, "loss.second": ArcFace} for a sum.
     """
-    schema = OmegaConf.get_type(config, "loss")
+    schema = schema_of(config, "loss")
     if not issubclass(schema, loss_schemas.Sum):
         return {"loss": schema}
     parts = [part for part in schema.parts if config.loss[part] is not None]
-    return {f"loss.{part}": OmegaConf.get_type(config.loss, part) for part in parts}
+    return {f"loss.{part}": schema_of(config.loss, part) for part in parts}
 
 
 def encoder(config: DictConfig, normalize: bool | None = None) -> "Encoder":
@@ -87,7 +92,7 @@ def loss(config: DictConfig) -> "nn.Module":
     parts = loss_parts(config)
     if "loss" in parts:
         return build(config.loss, *LOSS_ONLY)
-    kind = OmegaConf.get_type(config, "miner").kind
+    kind = schema_of(config, "miner").kind
     return build(
         config.loss,
         *loss_schemas.Sum.parts,
@@ -100,7 +105,7 @@ def loss(config: DictConfig) -> "nn.Module":
 def miner(config: DictConfig) -> Any:
     """The miner, or None; a regulariser may switch its triplets."""
     chosen = build(config.miner)
-    if OmegaConf.get_type(config, "regularizer").switches_triplets:
+    if schema_of(config, "regularizer").switches_triplets:
         return build(config.regularizer, miner=chosen)
     return chosen
 
@@ -112,7 +117,7 @@ def memory(config: DictConfig) -> Any:
 
 def regularizer(config: DictConfig) -> "nn.Module | None":
     """The term that is added to the loss, or None."""
-    schema = OmegaConf.get_type(config, "regularizer")
+    schema = schema_of(config, "regularizer")
     if config.regularizer._target_ is None or schema.switches_triplets:
         return None
     return build(config.regularizer, *LOSS_ONLY)

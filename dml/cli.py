@@ -144,7 +144,9 @@ def sweep(words: list[str]) -> int:
             results.append((name, record.read(directory)))
             continue
         log.info("Job %d of %d: %s", number, len(jobs), name)
-        job = [word for word in job if not word.startswith("run_dir=")] + [compose.word("run_dir", directory)]
+        job = [word for word in job if not word.startswith("run_dir=")] + [
+            compose.word("run_dir", directory)
+        ]
         if (directory / "checkpoints" / "last.ckpt").exists():
             job.append("ckpt_path=last")
         try:

@@ -62,7 +62,7 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
             f"{len(index.part(s))} {s} images of {index.part(s).num_classes} classes"
             for s in SPLITS
         ),
-        run_dir,
+        config.run_dir,
     )
     bad_images = BadImages(config.data.on_bad_image)
     sampler = build.sampler(config, train_set.labels)

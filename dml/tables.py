@@ -16,11 +16,15 @@ from dml.config.compose import Composed
 log = logging.getLogger("dml")
 
 
-def show(table: Table) -> None:
-    """Print a table on the terminal, in colour where there is one, and put it into the log file."""
-    Console().print(table)
+def show(table: Table, head: str = "", foot: str = "") -> None:
+    """Print a table on the terminal, in colour where there is one, and put it into the log file.
+
+    head, foot: lines above and below it, as wide as they are.
+    """
+    lines = [part for part in (head, table, foot) if part != ""]
+    Console(highlight=False, soft_wrap=True).print(*lines, sep="\n")
     text = io.StringIO()
-    Console(file=text, width=100, color_system=None).print(table)
+    Console(file=text, width=100, color_system=None).print(*lines, sep="\n")
     log.info("\n%s", text.getvalue().rstrip(), extra={"quiet": True})
 
 
@@ -50,12 +54,13 @@ def groups(composed: Composed) -> set[str]:
 def results(record: Mapping[str, Any]) -> None:
     """Metric by metric: frozen trunk, untrained encoder, trained encoder, on the test classes."""
     metrics, split = record["metrics"], record["data"]["splits"]["test"]
-    title = f"{record['data']['name']}: {split['images']} images of {split['classes']} unseen test classes"
-    caption = (
+    name = record["data"]["name"]
+    head = f"\n{name}: {split['images']} images of {split['classes']} unseen test classes"
+    foot = (
         f"trained: {record['checkpoint']['rule']} (epoch {record['checkpoint']['epoch']}), "
         f"{record['seconds']['training']:.0f} s of training"
     )
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table()
     table.add_column("metric")
     for column in ("frozen", "untrained", "trained"):
         table.add_column(column, justify="right")
@@ -68,7 +73,7 @@ def results(record: Mapping[str, Any]) -> None:
             f"{trained:.4f}",
             style="bold" if name == "recall@1" else "",
         )
-    show(table)
+    show(table, head, foot)
 
 
 def evaluation(result: Mapping[str, Any]) -> None:
@@ -88,7 +93,7 @@ def evaluation(result: Mapping[str, Any]) -> None:
 def sweep(jobs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> None:
     """One row a job: its untrained and trained Recall@1 and MAP@R, or that it failed."""
     table = Table(title="Sweep", title_justify="left")
-    table.add_column("job")
+    table.add_column("job", no_wrap=True, min_width=max(len(name) for name, _ in jobs))
     for column in ("recall@1 untrained", "trained", "map@r untrained", "trained", "minutes"):
         table.add_column(column, justify="right")
     for name, record in jobs:

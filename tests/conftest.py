@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per pytest worker; before torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # one core per pytest worker; before torch is imported
 
 import logging
 import tarfile

@@ -18,7 +18,12 @@ def encoder(trunk, pooling="avg", dim=8, **options):
 @pytest.mark.parametrize("pooling", ["avg", "max", "avg_max", "gem", "native"])
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("test_resnet", 64), ("test_vit", 160), ("test_efficientnet", 64), ("mobilenetv3_small_050", 64)],
+    [
+        ("test_resnet", 64),
+        ("test_vit", 160),
+        ("test_efficientnet", 64),
+        ("mobilenetv3_small_050", 64),
+    ],
 )
 def test_every_pooling_on_every_kind_of_trunk(name, size, pooling):
     """Feature maps, tokens with a class token, and trunks with a layer after pooling."""
@@ -29,7 +34,9 @@ def test_every_pooling_on_every_kind_of_trunk(name, size, pooling):
 
 
 def test_pooling_by_hand():
-    features = torch.tensor([[[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]]])  # one image, two channels, three places
+    features = torch.tensor(
+        [[[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]]]
+    )  # one image, two channels, three places
     expected = {"avg": [2.0, 2.0], "max": [3.0, 6.0], "avg_max": [5.0, 8.0]}
     for pooling, values in expected.items():
         assert Head(2, 4, pooling).pool(features).tolist() == [values]
@@ -68,7 +75,9 @@ def test_frozen_batchnorm_statistics_survive_training(name):
     """timm's BatchNormAct2d is not nn.BatchNorm2d, and every train() call thaws layers (pitfall D3)."""
     trunk = Trunk(name, freeze_bn=True)
     layers = {
-        key: value.clone() for key, value in trunk.state_dict().items() if "running" in key or "num_b" in key
+        key: value.clone()
+        for key, value in trunk.state_dict().items()
+        if "running" in key or "num_b" in key
     }
     assert layers
     optimizer = torch.optim.SGD(trunk.parameters(), lr=0.1)
@@ -112,7 +121,9 @@ def test_preprocessing_is_timms_unless_said_otherwise():
     recorded = timm.data.resolve_model_data_config(timm.create_model("test_vit"))
     assert own.mean == tuple(recorded["mean"])
     assert own.image_size == recorded["input_size"][-1]
-    changed = Trunk("test_resnet", image_size=48, resize=56, mean=[0.5], interpolation="bilinear").preprocess
+    changed = Trunk(
+        "test_resnet", image_size=48, resize=56, mean=[0.5], interpolation="bilinear"
+    ).preprocess
     assert (changed.image_size, changed.resize, changed.mean) == (48, 56, (0.5, 0.5, 0.5))
     assert changed.interpolation == "bilinear"
 

@@ -53,7 +53,15 @@ TORCH_FREE = [
     "evaluation.metrics",
     "tables",
 ]
-HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "pytorch_metric_learning", "faiss", "wandb"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch_lightning",
+    "pytorch_metric_learning",
+    "faiss",
+    "wandb",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -20,13 +20,24 @@ def encoder():
 def rates(groups, module):
     """Learning rates and weight decays under which a module's parameters stand."""
     own = {id(p) for p in module.parameters()}
-    return {(g["lr"], g["weight_decay"], p.ndim >= 2) for g in groups for p in g["params"] if id(p) in own}
+    return {
+        (g["lr"], g["weight_decay"], p.ndim >= 2)
+        for g in groups
+        for p in g["params"]
+        if id(p) in own
+    }
 
 
 def test_trunk_head_and_loss_learn_at_their_own_rates(encoder):
     loss = ProxyNCA(5, 8)
     groups = parameter_groups(
-        encoder, loss, lr=1e-4, head_lr=1e-3, weight_decay=1e-2, loss_lr_scale=100, loss_weight_decay=0
+        encoder,
+        loss,
+        lr=1e-4,
+        head_lr=1e-3,
+        weight_decay=1e-2,
+        loss_lr_scale=100,
+        loss_weight_decay=0,
     )
     assert rates(groups, encoder.trunk) == {(1e-4, 1e-2, True), (1e-4, 0, False)}
     assert rates(groups, encoder.head) == {(1e-3, 1e-2, True), (1e-3, 0, False)}
@@ -50,7 +61,9 @@ def test_a_parameter_outside_trunk_and_head_is_noticed(encoder):
 def test_proxies_move_with_one_step(encoder):
     loss = ProxyNCA(5, 8)
     before = loss.proxies.detach().clone()
-    optimizer = torch.optim.AdamW(parameter_groups(encoder, loss, lr=1e-3, head_lr=1e-3, weight_decay=0))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(encoder, loss, lr=1e-3, head_lr=1e-3, weight_decay=0)
+    )
     loss(encoder(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 3])).backward()
     optimizer.step()
     assert (loss.proxies != before).all()

@@ -26,7 +26,12 @@ def good():
         "peak_memory_bytes": 1,
         "data": {"name": "glyphs", "fingerprint": "0", "splits": {}, "unreadable": {}},
         "protocol": {},
-        "checkpoint": {"rule": "last epoch", "epoch": 1, "step": 1, "file": "checkpoints/last.ckpt"},
+        "checkpoint": {
+            "rule": "last epoch",
+            "epoch": 1,
+            "step": 1,
+            "file": "checkpoints/last.ckpt",
+        },
         "metrics": {"frozen": metrics, "untrained": metrics, "val": None, "test": metrics},
     }
 

@@ -77,7 +77,10 @@ def test_a_run_leaves_what_it_says(finished):
         "metrics.csv",
         "record.json",
     ]
-    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
 
 
 def test_the_record_is_whole(finished):
@@ -96,7 +99,9 @@ def test_the_record_is_whole(finished):
     assert found["data"]["splits"]["test"] == {"images": 533, "classes": 3}
     assert found["checkpoint"]["rule"] == "best val/recall@1"
     assert found["config"]["loss"]["num_classes"] == 5
-    assert {"group": "sampler", "option": "random", "chosen_by": "loss=proxy_nca"} in found["choices"]
+    assert {"group": "sampler", "option": "random", "chosen_by": "loss=proxy_nca"} in found[
+        "choices"
+    ]
 
 
 def test_curves_and_log_are_kept(finished):
@@ -234,7 +239,9 @@ def test_evaluating_on_other_data(finished, tmp_path):
         for number in range(4):
             pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    cli.evaluate_command([f"run={directory}", "data=folder", f"data.root={tmp_path}", "loader.num_workers=0"])
+    cli.evaluate_command(
+        [f"run={directory}", "data=folder", f"data.root={tmp_path}", "loader.num_workers=0"]
+    )
     written = json.loads((directory / "evaluation_folder_test.json").read_text())
     assert written["images"] == 16
     cli.evaluate_command([f"run={directory}", "data=folder", f"data.root={tmp_path}", "split=all"])
@@ -306,7 +313,9 @@ def test_skipped_images_are_counted_in_the_record(tmp_path):
     for path in folder.glob("*/3.png"):
         path.write_bytes(b"no image")
     found = own(folder, tmp_path / "run", "data.on_bad_image=skip", "trainer.max_epochs=3")
-    assert len(found["data"]["unreadable"]) >= 6  # the test classes' six, and those training has met
+    assert (
+        len(found["data"]["unreadable"]) >= 6
+    )  # the test classes' six, and those training has met
     assert found["metrics"]["test"]["recall@1"] > 0
 
 
@@ -322,14 +331,21 @@ def test_a_frozen_trunk_does_not_move(tmp_path):
     own(folder, tmp_path / "still", "backbone.freeze_epochs=1", "optimizer.lr=0.001")
     trunk = {k: v for k, v in weights(tmp_path / "frozen").items() if k.startswith("encoder.trunk")}
     assert_equal_weights(
-        trunk, {k: v for k, v in weights(tmp_path / "still").items() if k.startswith("encoder.trunk")}
+        trunk,
+        {k: v for k, v in weights(tmp_path / "still").items() if k.startswith("encoder.trunk")},
     )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     folder = made_folder(tmp_path / "images")
     with pytest.raises(RunError, match="step"):
-        own(folder, tmp_path / "run", "optimizer.lr=1e30", "optimizer.head_lr=1e30", "trainer.max_epochs=9")
+        own(
+            folder,
+            tmp_path / "run",
+            "optimizer.lr=1e30",
+            "optimizer.head_lr=1e30",
+            "trainer.max_epochs=9",
+        )
 
 
 def test_max_steps_ends_within_an_epoch(cache, tmp_path):
@@ -351,7 +367,10 @@ def test_the_run_directory_may_be_relative_or_left_out(tmp_path, monkeypatch):
 
 def test_early_stopping(tmp_path):
     found = own(
-        made_folder(tmp_path / "images"), tmp_path / "run", "selection.patience=1", "trainer.max_epochs=50"
+        made_folder(tmp_path / "images"),
+        tmp_path / "run",
+        "selection.patience=1",
+        "trainer.max_epochs=50",
     )
     assert found["checkpoint"]["step"] < 50 * 2
 

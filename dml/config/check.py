@@ -7,7 +7,7 @@ import dataclasses
 import netrc
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -87,7 +87,7 @@ def check_data(composed: Composed) -> ImageIndex:
 def node_problems(config: DictConfig, group: str) -> list[Problem]:
     """Missing values and values out of range in one group, or in a loss within a sum (`loss.first`)."""
     node = OmegaConf.select(config, group)
-    schema = OmegaConf.get_type(node)
+    schema = build.schema_of(node)
     if not (isinstance(schema, type) and issubclass(schema, Checked)):
         return [Problem(f"{group}=?", "its file names no schema; add /schema/... to its defaults.")]
     values: dict[str, Any] = {}
@@ -101,15 +101,16 @@ def node_problems(config: DictConfig, group: str) -> list[Problem]:
             value = node[key]
         except OmegaConfBaseException:
             continue  # refers to something that is itself reported (data that could not be read)
-        if isinstance(OmegaConf.get_type(value), type) and issubclass(
-            OmegaConf.get_type(value), Checked
-        ):
+        part = build.schema_of(value)
+        if isinstance(part, type) and issubclass(part, Checked):
             inner += node_problems(config, f"{group}.{key}")
         values[str(key)] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if found:
         return found + inner
     filled = object.__new__(schema)  # no constructor: it would stop at its own first problem
-    filled.__dict__.update(dict.fromkeys(field.name for field in dataclasses.fields(schema)))
+    filled.__dict__.update(
+        dict.fromkeys(field.name for field in dataclasses.fields(cast(Any, schema)))
+    )
     filled.__dict__.update(values)
     return filled.problems(group) + inner
 
@@ -133,7 +134,7 @@ def rules(composed: Composed) -> list[Problem]:
     """What must hold between groups, whatever the data."""
     config, found = composed.config, []
     losses = build.loss_parts(config)
-    sampler, miner = (OmegaConf.get_type(config, group) for group in ("sampler", "miner"))
+    sampler, miner = (build.schema_of(config, group) for group in ("sampler", "miner"))
     loss_word, sampler_word, miner_word = (words(composed, g) for g in ("loss", "sampler", "miner"))
     for key, loss in losses.items():
         if loss.compares != "proxies" and not sampler.promises_positives:
@@ -211,8 +212,8 @@ def rules_of_extras(composed: Composed) -> list[Problem]:
                 "(loss=contrastive).",
             )
         )
-    if OmegaConf.get_type(config, "regularizer").switches_triplets:
-        if OmegaConf.get_type(config, "miner").kind != "triplets":
+    if build.schema_of(config, "regularizer").switches_triplets:
+        if build.schema_of(config, "miner").kind != "triplets":
             found.append(
                 Problem(
                     regularizer_word,

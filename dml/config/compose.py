@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -76,7 +77,7 @@ def register_parts(names: Iterable[str]) -> None:
     """
     store = ConfigStore.instance()
     for name in names:
-        values = OmegaConf.load(config_dir() / "loss" / f"{name}.yaml")
+        values = cast(DictConfig, OmegaConf.load(config_dir() / "loss" / f"{name}.yaml"))
         schema_name = str(values.pop("defaults")[0]).removeprefix("/schema/loss/").split("@")[0]
         node = OmegaConf.merge(store.repo["schema"]["loss"][f"{schema_name}.yaml"].node, values)
         store.store(group=PART_GROUP, name=name, node=node)
@@ -344,7 +345,8 @@ def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> li
 
 def experiment_overrides(path: str) -> set[str]:
     """Groups that an experiment file chooses."""
-    defaults = OmegaConf.load(config_dir() / f"{path}.yaml").get("defaults", [])
+    experiment = cast(DictConfig, OmegaConf.load(config_dir() / f"{path}.yaml"))
+    defaults = experiment.get("defaults", [])
     words = [str(key) for entry in defaults if OmegaConf.is_dict(entry) for key in entry]
     return {
         word.removeprefix("override").strip().strip("/") for word in words if "override" in word

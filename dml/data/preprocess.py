@@ -44,7 +44,9 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image -> the encoder's input, float32 [3, image_size, image_size]."""
         pixels = cast(Any, image)  # torchvision annotates tensors, and takes PIL images as well
-        pixels = F.resize(pixels, [self.resize], InterpolationMode(self.interpolation), antialias=True)
+        pixels = F.resize(
+            pixels, [self.resize], InterpolationMode(self.interpolation), antialias=True
+        )
         return self.to_tensor(F.center_crop(pixels, [self.image_size, self.image_size]))
 
     def to_tensor(self, image: Any) -> Tensor:
