@@ -135,16 +135,15 @@ def rules(composed: Composed) -> list[Problem]:
     config, found = composed.config, []
     losses = build.loss_parts(config)
     sampler, miner = (build.schema_of(config, group) for group in ("sampler", "miner"))
-    loss_word, sampler_word, miner_word = (words(composed, g) for g in ("loss", "sampler", "miner"))
     for key, loss in losses.items():
         if loss.compares != "proxies" and not sampler.promises_positives:
             found.append(
                 Problem(
-                    sampler_word,
+                    words(composed, "sampler"),
                     f"{words(composed, key)} compares {loss.compares} within a batch, and "
-                    f"{sampler_word} promises no two images of a class.\n"
-                    f"Drop {sampler_word} ({loss_word} brings its own sampler), or "
-                    "choose a loss with proxies (loss=proxy_nca).",
+                    f"{words(composed, 'sampler')} promises no two images of a class.\n"
+                    f"Drop {words(composed, 'sampler')} ({words(composed, 'loss')} brings its own "
+                    "sampler), or choose a loss with proxies (loss=proxy_nca).",
                 )
             )
             break
@@ -152,8 +151,8 @@ def rules(composed: Composed) -> list[Problem]:
         takes = " or ".join(dict.fromkeys(kind for loss in losses.values() for kind in loss.miners))
         found.append(
             Problem(
-                miner_word,
-                f"{miner_word} finds {miner.kind}, and {loss_word} takes "
+                words(composed, "miner"),
+                f"{words(composed, 'miner')} finds {miner.kind}, and {words(composed, 'loss')} takes "
                 + (f"{takes} only." if takes else "no miner.")
                 + " Drop it, or add miner=none.",
             )
@@ -163,7 +162,7 @@ def rules(composed: Composed) -> list[Problem]:
         kinds = ", ".join(f"{words(composed, k)} by {v.geometry}" for k, v in losses.items())
         found.append(
             Problem(
-                loss_word,
+                words(composed, "loss"),
                 f"its losses compare embeddings in different ways ({kinds}), and the evaluation "
                 "can follow one only.\nChoose losses that compare alike.",
             )
@@ -195,8 +194,7 @@ def rules(composed: Composed) -> list[Problem]:
 def rules_of_extras(composed: Composed) -> list[Problem]:
     """What a memory and a regulariser demand of loss and miner."""
     config, found = composed.config, []
-    losses, loss_word = build.loss_parts(config), words(composed, "loss")
-    memory_word, regularizer_word = (words(composed, g) for g in ("memory", "regularizer"))
+    losses = build.loss_parts(config)
     remembers = config.memory._target_ is not None
     if remembers and not any(loss.takes_reference for loss in losses.values()):
         proxies = all(loss.compares == "proxies" for loss in losses.values())
@@ -207,16 +205,16 @@ def rules_of_extras(composed: Composed) -> list[Problem]:
         )
         found.append(
             Problem(
-                memory_word,
-                f"{loss_word} {why}.\nDrop {memory_word}, or choose a loss between images "
-                "(loss=contrastive).",
+                words(composed, "memory"),
+                f"{words(composed, 'loss')} {why}.\nDrop {words(composed, 'memory')}, or choose a "
+                "loss between images (loss=contrastive).",
             )
         )
     if build.schema_of(config, "regularizer").switches_triplets:
         if build.schema_of(config, "miner").kind != "triplets":
             found.append(
                 Problem(
-                    regularizer_word,
+                    words(composed, "regularizer"),
                     f"switches a miner's triplets, and {words(composed, 'miner')} finds none.\n"
                     "Add miner=distance_weighted, as in the paper.",
                 )
@@ -224,8 +222,8 @@ def rules_of_extras(composed: Composed) -> list[Problem]:
         if remembers:
             found.append(
                 Problem(
-                    regularizer_word,
-                    f"switches triplets within a batch and does not go with {memory_word}. "
+                    words(composed, "regularizer"),
+                    f"switches triplets within a batch and does not go with {words(composed, 'memory')}. "
                     "Drop one of them.",
                 )
             )

@@ -4,13 +4,13 @@ Hydra composes; it stops at the first mistake. So each word is first held agains
 is wrong becomes a `Problem` with the nearest legal names.
 """
 
-import copy
 import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -49,8 +49,15 @@ class Composed:
     """A configuration and where it came from. `overrides` are the words of the command line."""
 
     config: DictConfig
-    choices: list[Choice]
     overrides: list[str]
+    config_name: str
+    group_words: tuple[str, ...]
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """Every group's choice. Worked out when asked for: most wrong command lines need it not."""
+        with hydra_loader() as loader:
+            return chosen(loader, self.config_name, list(self.group_words))
 
 
 def config_dir() -> Path:
@@ -159,7 +166,7 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
     caller can go on checking and report all of them together.
     """
     overrides, problems = parse(words)
-    with hydra_loader() as loader:
+    with hydra_loader():
         chosen_groups, values = [], []
         summed = any(o.key_or_group == "loss" and o.value() == "sum" for o in overrides)
         if summed:
@@ -183,19 +190,15 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
             else:
                 values.append(override)
         try:
-            base = compose(config_name, overrides=chosen_groups)
+            config = compose(config_name, overrides=chosen_groups)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigurationError(
                 [*problems, Problem(" ".join(chosen_groups) or config_name, first_lines(error))]
             ) from error
-        legal = []
         for override in values:
-            word, problem = value_word(base, override)
+            problem = set_value(config, override)
             problems += [problem] if problem else []
-            legal += [] if problem else [word]
-        config = compose(config_name, overrides=chosen_groups + legal) if legal else base
-        choices = chosen(loader, config_name, chosen_groups)
-    return Composed(config, choices, list(words)), problems
+    return Composed(config, list(words), config_name, tuple(chosen_groups)), problems
 
 
 def is_group(override: Override) -> bool:
@@ -240,36 +243,36 @@ def part_word(override: Override) -> tuple[str, Problem | None]:
     return f"{'+' if key == PARTS[2] else ''}{PART_GROUP}@{key}={name}", None
 
 
-def value_word(base: DictConfig, override: Override) -> tuple[str, Problem | None]:
-    """A value override in the form Hydra will take, or what is wrong with it."""
-    key, word = override.get_key_element(), str(override.input_line)
-    name = override.key_or_group
+def set_value(config: DictConfig, override: Override) -> Problem | None:
+    """Set one option in the configuration, or say what is wrong with it and leave it."""
+    name, typed = override.key_or_group, str(override.input_line)
     if name.startswith("hydra"):
-        return word, None
+        return Problem(
+            typed,
+            "Hydra's own options have no effect here. run_dir=DIR says where a run is written.",
+        )
     if override.is_delete():
-        return word, Problem(word, "an option cannot be removed. Give it another value.")
+        return Problem(typed, "an option cannot be removed. Give it another value.")
     parent_key, _, leaf = name.rpartition(".")
-    parent = OmegaConf.select(base, parent_key) if parent_key else base
+    parent = OmegaConf.select(config, parent_key) if parent_key else config
     if not isinstance(parent, DictConfig):
-        return word, unknown_key(base, name, word)
+        return unknown_key(config, name, typed)
     free = OmegaConf.get_type(parent) is dict and parent_key != ""
     known = leaf in list(parent)  # `in parent` alone would deny an option without a value
     if not free and not known:
-        return word, unknown_key(base, name, word)
+        return unknown_key(config, name, typed)
     if known and not free and OmegaConf.is_dict(OmegaConf.select(parent, leaf)):
         first = next(iter(parent[leaf]), "key")
         if OmegaConf.get_type(parent, leaf) is not dict:
-            return word, Problem(
-                word, f"{name} holds several options. Set them one by one: {name}.{first}=..."
+            return Problem(
+                typed, f"{name} holds several options. Set them one by one: {name}.{first}=..."
             )
     try:
-        if not free:
-            OmegaConf.update(copy.deepcopy(parent), leaf, override.value(), merge=False)
+        # Free dictionaries (backbone.kwargs) take new keys without the `+` that Hydra asks for.
+        OmegaConf.update(config, name, override.value(), merge=True, force_add=free)
     except OmegaConfBaseException as error:
-        return word, Problem(word, f"{first_lines(error)}.")
-    # Free dictionaries (backbone.kwargs) take new keys without the `+` that Hydra asks for.
-    bare = key.lstrip("+")
-    return (f"++{bare}={word.split('=', 1)[1]}" if free or key != bare else word), None
+        return Problem(typed, f"{first_lines(error)}.")
+    return None
 
 
 def unknown_key(base: DictConfig, name: str, word: str) -> Problem:
