@@ -124,6 +124,8 @@ def seed_problems(config: DictConfig) -> list[Problem]:
 
 def words(composed: Composed, group: str) -> str:
     """`loss=circle`, as chosen."""
+    if group in composed.options:
+        return f"{group}={composed.options[group]}"
     return next(
         (f"{choice.group}={choice.option}" for choice in composed.choices if choice.group == group),
         group,

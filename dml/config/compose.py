@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dml.config import schema
@@ -46,10 +46,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Composed:
-    """A configuration and where it came from. `overrides` are the words of the command line."""
+    """A configuration and where it came from.
+
+    overrides: the words of the command line.  options: group -> the file chosen for it.
+    """
 
     config: DictConfig
     overrides: list[str]
+    options: dict[str, str]
     config_name: str
     group_words: tuple[str, ...]
 
@@ -190,15 +194,18 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
             else:
                 values.append(override)
         try:
-            config = compose(config_name, overrides=chosen_groups)
+            config = compose(config_name, overrides=chosen_groups, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigurationError(
                 [*problems, Problem(" ".join(chosen_groups) or config_name, first_lines(error))]
             ) from error
+        options = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
+        with open_dict(config):
+            del config["hydra"]
         for override in values:
             problem = set_value(config, override)
             problems += [problem] if problem else []
-    return Composed(config, list(words), config_name, tuple(chosen_groups)), problems
+    return Composed(config, list(words), options, config_name, tuple(chosen_groups)), problems
 
 
 def is_group(override: Override) -> bool:
