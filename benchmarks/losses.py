@@ -1,7 +1,7 @@
 """Speed and memory of the losses beside pytorch-metric-learning's, both in one run.
 
     python benchmarks/losses.py                                  # table, losses.csv, losses.png
-    python benchmarks/losses.py --sizes 64 128 --losses circle triplet --out /tmp/bench
+    python benchmarks/losses.py --sizes 64 128 --losses circle triplet --out runs/bench
     python benchmarks/losses.py --device cuda
 
 One measurement is forward plus backward of a batch of n embeddings of 128 dimensions, 4 per class
