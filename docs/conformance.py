@@ -24,12 +24,22 @@ PML = {
         ({}, "losses.CircleLoss()", "AvgNonZeroReducer"),
         ({}, "losses.CircleLoss(reducer=reducers.MeanReducer())", "MeanReducer"),
     ],
-    "contrastive": [({"squared_hinge": False}, "losses.ContrastiveLoss()", "AvgNonZeroReducer")],
+    "contrastive": [({}, "losses.ContrastiveLoss()", "AvgNonZeroReducer")],
     "cosface": [({}, "losses.CosFaceLoss(4, 16)", "MeanReducer")],
     "fast_ap": [({}, "losses.FastAPLoss(10)", "MeanReducer")],
     "lifted_structure": [
+        (
+            {},
+            "losses.LiftedStructureLoss(distance=distances.LpDistance(normalize_embeddings=False))",
+            "MeanReducer",
+        ),
         ({}, "losses.LiftedStructureLoss()", "MeanReducer"),
-        ({"variant": "generalized"}, "losses.GeneralizedLiftedStructureLoss()", "MeanReducer"),
+        (
+            {"variant": "generalized"},
+            "losses.GeneralizedLiftedStructureLoss("
+            "distance=distances.LpDistance(normalize_embeddings=False))",
+            "MeanReducer",
+        ),
     ],
     "margin": [({}, "losses.MarginLoss(beta=1.2)", "DivisorReducer")],
     "multi_similarity": [

@@ -88,7 +88,9 @@ class LiftedStructure(LossSchema):
     """Lifted structured loss and its generalized form."""
 
     variant: str = choice("original", "generalized")
-    margin: float = number(0, 4, open_low=True, note="Both papers use 1.")
+    margin: float = positive("Both papers use 1.")
+
+    geometry: ClassVar[str] = "euclidean"
 
 
 @dataclass

@@ -16,6 +16,9 @@ from dml.losses.pairs import (
 )
 from dml.types import Embeddings, IndicesTuple, Labels
 
+# Of a cosine in float32, and more than that of its distance: pairs this close to the margin are kept.
+ROUNDING = 1e-5
+
 
 def contrastive_values(
     excess: Float[Tensor, "*pairs"], squared_hinge: bool
@@ -48,7 +51,9 @@ class Contrastive(nn.Module):
     Args:
         positive_margin: m_p, at least 0: positive pairs this near have the value 0.
         negative_margin: m_n, above 0: negative pairs this far have the value 0.
-        squared_hinge: the paper's halved square of the hinge; else the hinge itself.
+        squared_hinge: the paper's halved square of the hinge; else the hinge itself. The square pulls
+            a far positive pair in proportion to its distance and hardly pushes a negative pair near
+            the margin, which shrinks all distances of unit vectors; the paper's are of any length.
         average: "active" divides by the pairs with a value above 0, so that the many satisfied
             negatives do not drown the rest; "all" by all pairs.
 
@@ -60,7 +65,7 @@ class Contrastive(nn.Module):
         self,
         positive_margin: float = 0.0,
         negative_margin: float = 1.0,
-        squared_hinge: bool = True,
+        squared_hinge: bool = False,
         average: str = "active",
     ):
         super().__init__()
@@ -86,12 +91,15 @@ class Contrastive(nn.Module):
             batch = compare(embeddings, labels, reference, reference_labels, self_slots)
             positives, negatives = pair_masks(batch, indices_tuple)
             similarities = cosine_similarity(batch.embeddings, batch.reference)
-            distances = unit_distances(similarities, squared=False)
-            # Positive pairs are few, so they are picked out; negatives are most of the matrix.
-            excess_p = distances[positives.nonzero(as_tuple=True)] - self.positive_margin
-            excess_n = (self.negative_margin - distances) * negatives.to(distances.dtype)
-            values_p = contrastive_values(excess_p, self.squared_hinge)
-            values_n = contrastive_values(excess_n, self.squared_hinge)
+            # Only negatives near the margin or inside it can have a value; picking them out by their
+            # similarity is cheaper than a distance for every pair. The hinge draws the exact line.
+            inside = similarities.detach() > 1 - self.negative_margin**2 / 2 - ROUNDING
+            distances_p, distances_n = (
+                unit_distances(similarities[pairs.nonzero(as_tuple=True)], squared=False)
+                for pairs in (positives, negatives & inside)
+            )
+            values_p = contrastive_values(distances_p - self.positive_margin, self.squared_hinge)
+            values_n = contrastive_values(self.negative_margin - distances_n, self.squared_hinge)
             loss = mean_value(values_p, positives, self.average)
             loss = loss + mean_value(values_n, negatives, self.average)
         return check_finite(loss, embeddings=batch.embeddings, reference=batch.reference)

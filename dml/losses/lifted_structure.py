@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from dml.losses.pairs import (
     check_finite,
     compare,
-    cosine_similarity,
+    euclidean_distances,
     full_precision,
     masked_logsumexp,
     mean_over,
     pair_masks,
-    unit_distances,
 )
 from dml.types import Embeddings, IndicesTuple, Labels
 
@@ -61,8 +60,9 @@ class LiftedStructure(nn.Module):
     of a positive pair. The generalized mean runs over the anchors that have a positive. Pairs and
     anchors without any negative have the value 0.
 
-    Geometry: cosine; embeddings are normalised inside, so d lies in [0, 2]. (Neither paper needs it;
-    it keeps the margin's meaning independent of the encoder's scale.)
+    Geometry: euclidean, of embeddings that are *not* normalised, as in both papers' formulas: on
+    the unit sphere distances differ too little for the soft maximum over all negatives to single out
+    the near ones. Add regularizer=l2 to hold their length.
 
     Args:
         variant: "original" or "generalized".
@@ -94,8 +94,7 @@ class LiftedStructure(nn.Module):
         with full_precision(embeddings):
             batch = compare(embeddings, labels, reference, reference_labels, self_slots)
             positives, negatives = pair_masks(batch, indices_tuple)
-            similarities = cosine_similarity(batch.embeddings, batch.reference)
-            distances = unit_distances(similarities, squared=False)
+            distances = euclidean_distances(batch.embeddings, batch.reference)
             if self.variant == "generalized":
                 rows = generalized_rows(distances, positives, negatives, self.margin)
                 loss = mean_over(rows, positives.any(dim=1))

@@ -196,6 +196,12 @@ def unit_distances(similarities: Float[Tensor, "n m"], squared: bool) -> Float[T
     return _unit_squares(similarities) if squared else _UnitDistance.apply(similarities)
 
 
+def euclidean_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """|x - y| of rows of any length; gradient 0 where it is 0."""
+    # Not by |x|^2 + |y|^2 - 2 x.y, which has no digits left for rows that are near each other.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 # ---------------------------------------------------------------- masks
 
 

@@ -260,7 +260,19 @@ MUTANTS = [
         origin="TF-Similarity",
     ),
     Mutant("lifted_structure", "no hinge", "F.relu(bound)", "bound", origin="TF-Similarity"),
-    Mutant("lifted_structure", "squared distances", "squared=False", "squared=True"),
+    Mutant(
+        "lifted_structure",
+        "squared distances",
+        "euclidean_distances(batch.embeddings, batch.reference)",
+        "euclidean_distances(batch.embeddings, batch.reference).square()",
+    ),
+    Mutant(
+        "lifted_structure",
+        "embeddings normalised",
+        "euclidean_distances(batch.embeddings, batch.reference)",
+        "euclidean_distances(*map(F.normalize, (batch.embeddings, batch.reference)))",
+        origin="PML's default",
+    ),
     Mutant("lifted_structure", "logaddexp of nothing", ".clamp(min=least)", ""),
     Mutant(
         "lifted_structure",
@@ -309,8 +321,8 @@ MUTANTS = [
     Mutant(
         "contrastive",
         "negative margin with the wrong sign",
-        "(self.negative_margin - distances)",
-        "(distances - self.negative_margin)",
+        "self.negative_margin - distances_n",
+        "distances_n - self.negative_margin",
     ),
     Mutant("triplet", "margin with the wrong sign", "+ margin -", "- margin -"),
     Mutant(
@@ -425,7 +437,8 @@ def finite_on_the_proxies(name: str, target: type) -> str:
 
 
 def finite_at_any_scale(name: str, target: type) -> str:
-    size = 30.0 if FILES[name].schema.geometry == "dot" else 1e30
+    # Cosines do not depend on it, distances and products do, with their squares and exponentials.
+    size = {"cosine": 1e30, "euclidean": 1e12, "dot": 30.0}[FILES[name].schema.geometry]
     value, finite = step(build(name, target), normal(8) * size, LABELS)
     exact, _ = step(build(name, target).double(), normal(8).double() * size, LABELS)
     if not finite:

@@ -22,6 +22,7 @@ from dml.losses import (
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 UNEQUAL = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
 SQUARED = distances.LpDistance(power=2)
+EUCLIDEAN = distances.LpDistance(normalize_embeddings=False)
 DOT = distances.DotProductSimilarity(normalize_embeddings=False)
 
 
@@ -61,10 +62,13 @@ EQUAL = {
         Triplet(variant="soft", squared_distances=False),
         losses.TripletMarginLoss(margin=0, smooth_loss=True),
     ),
-    "lifted, MeanReducer": (LiftedStructure(), losses.LiftedStructureLoss()),
-    "lifted generalized, MeanReducer": (
+    "lifted, distance not normalised": (
+        LiftedStructure(),
+        losses.LiftedStructureLoss(distance=EUCLIDEAN),
+    ),
+    "lifted generalized, distance not normalised": (
         LiftedStructure(variant="generalized"),
-        losses.GeneralizedLiftedStructureLoss(),
+        losses.GeneralizedLiftedStructureLoss(distance=EUCLIDEAN),
     ),
     "n_pair, dot product not normalised": (
         NPair(l2_weight=0.0),
@@ -173,13 +177,12 @@ def test_circle_differs_only_in_who_is_averaged():
 def test_generalized_lifted_of_theirs_counts_anchors_without_positive():
     """Their empty sum over positives is 0, not -inf: the singleton's negatives alone give a value."""
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
-    x = around_centres(labels, noise=1.0, dim=16)
-    unit = torch.nn.functional.normalize(x)
-    to_negatives = torch.cdist(unit[7:], unit[:7])
+    x = 0.1 * around_centres(labels, noise=1.0, dim=16)
+    to_negatives = torch.cdist(x[7:], x[:7])
     alone = (1 - to_negatives).logsumexp(1).relu().sum()
     assert alone > 0.1
     ours = LiftedStructure(variant="generalized")(x, labels)
-    theirs = losses.GeneralizedLiftedStructureLoss()(x, labels)
+    theirs = losses.GeneralizedLiftedStructureLoss(distance=EUCLIDEAN)(x, labels)
     torch.testing.assert_close(theirs, (7 * ours + alone) / 8, **CLOSE)
 
 

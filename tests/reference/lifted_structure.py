@@ -16,7 +16,6 @@ def distance(u, v):
 
 
 def loss(x, labels, variant, margin):
-    unit = [row / row.norm() for row in x]
     n = len(x)
     if variant == "generalized":
         rows = []
@@ -24,8 +23,8 @@ def loss(x, labels, variant, margin):
             positives = [j for j in range(n) if j != a and labels[j] == labels[a]]
             negatives = [j for j in range(n) if labels[j] != labels[a]]
             if positives and negatives:
-                far = torch.log(sum(torch.exp(distance(unit[a], unit[p])) for p in positives))
-                near = sum(torch.exp(margin - distance(unit[a], unit[k])) for k in negatives)
+                far = torch.log(sum(torch.exp(distance(x[a], x[p])) for p in positives))
+                near = sum(torch.exp(margin - distance(x[a], x[k])) for k in negatives)
                 rows.append(torch.relu(far + torch.log(near)))
             elif positives:
                 rows.append(0)
@@ -39,9 +38,9 @@ def loss(x, labels, variant, margin):
             inner = 0
             for k in range(n):
                 if labels[k] != labels[i]:
-                    inner = inner + torch.exp(margin - distance(unit[i], unit[k]))
+                    inner = inner + torch.exp(margin - distance(x[i], x[k]))
                 if labels[k] != labels[j]:
-                    inner = inner + torch.exp(margin - distance(unit[j], unit[k]))
+                    inner = inner + torch.exp(margin - distance(x[j], x[k]))
             if not isinstance(inner, int):
-                total = total + torch.relu(torch.log(inner) + distance(unit[i], unit[j])) ** 2
+                total = total + torch.relu(torch.log(inner) + distance(x[i], x[j])) ** 2
     return total / (2 * max(pairs, 1))
