@@ -310,6 +310,7 @@ def plot(rows: list[dict], path: Path, setting: dict) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     names = list(dict.fromkeys(row["loss"] for row in rows))
     columns = min(5, len(names))
@@ -324,6 +325,10 @@ def plot(rows: list[dict], path: Path, setting: dict) -> None:
             points = [(row["n"], row[key]) for row in rows if row["loss"] == name and row[key]]
             if points:
                 axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axis.set_xticks([row["n"] for row in rows if row["loss"] == name])
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
