@@ -1,20 +1,19 @@
 """The user's own images, listed in a file: columns path, label and, where wanted, class_name and split."""
 
 import csv
-import os
 import posixpath
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from dml.data.folder import missing_part
-from dml.data.index import (
-    SPLITS,
-    ImageIndex,
+from dml.data.files import missing_files, missing_part
+from dml.data.index import SPLITS, ImageIndex, shortened
+from dml.data.protocols import (
     completed_splits,
     fraction_problems,
-    shortened,
+    own_val_problems,
+    protocol_problems,
     split_problems,
 )
 from dml.errors import ConfigurationError, Problem
@@ -25,21 +24,26 @@ def load(
     root: str | None,
     labels: str | None,
     name: str = "csv",
+    protocol: str = "standard",
     seed: int = 0,
     test_fraction: float = 0.5,
     val_fraction: float = 0.1,
+    fold: int | None = None,
+    folds: int = 4,
 ) -> ImageIndex:
     """Index the images that the file `labels` (within `root`, or absolute) lists.
 
     path: within `root`, or absolute.  label: any word or number; equal labels are one class.
     class_name: what the class is called (else its label).  split: train, val or test.  Other columns are
     left out.  Without the column split, whole classes are dealt by `seed`: `test_fraction` of all to
-    test.  Without a val row, `val_fraction` of the training classes becomes val (0: none).
+    test.  Without a val row, `val_fraction` of the training classes becomes val (0: none).  Other
+    protocols: `dml.data.protocols`.
 
     Raises ConfigurationError with every problem found in the file: columns or cells missing, images
     missing or listed twice, unknown split words, a class in two splits, too few classes.
     """
-    problems = fraction_problems(test_fraction, val_fraction)
+    problems = fraction_problems(test_fraction)
+    problems += protocol_problems(protocol, val_fraction, fold, folds)
     directory = Path(root or "").expanduser().absolute()
     file = directory / Path(labels or "").expanduser()
     if not root:
@@ -84,14 +88,27 @@ def load(
     if words is not None:
         given = {s: np.flatnonzero(words == s).astype(np.int64) for s in SPLITS if s in words}
     splits = completed_splits(
-        given, class_numbers, seed=seed, test_fraction=test_fraction, val_fraction=val_fraction
+        given,
+        class_numbers,
+        seed=seed,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        protocol=protocol,
+        fold=fold,
+        folds=folds,
     )
+    problems += own_val_problems(given, protocol)
+    closed_set = protocol == "closed_set"
     # A wrong split word would make classes seem absent: said once, by its own problem.
     if words is None or np.isin(words, SPLITS).all():
-        problems += split_problems(splits, class_numbers, names, where, given is not None)
+        own = given is not None
+        problems += split_problems(splits, class_numbers, names, where, own, closed_set)
     if problems:
         raise ConfigurationError(problems)
-    return ImageIndex(name, directory, np.array(paths), class_numbers, tuple(names), splits)
+    names = tuple(names)
+    return ImageIndex(
+        name, directory, np.array(paths), class_numbers, names, splits, closed_set=closed_set
+    )
 
 
 def _read(file: Path, where: str) -> tuple[list[list[str]], dict[str, int]]:
@@ -172,21 +189,8 @@ def _twice_problems(paths: list[str], where: str) -> list[Problem]:
 
 
 def _missing_problems(directory: Path, paths: list[str], where: str) -> list[Problem]:
-    """Images that are not there. Directories are listed once each; files are not asked one by one."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for n, path in enumerate(paths, 2):
-        folder, _, file = path.rpartition("/")
-        folder = folder or ("/" if path.startswith("/") else "")
-        if folder not in listed:
-            try:
-                with os.scandir(directory / folder) as entries:
-                    listed[folder] = {entry.name for entry in entries}
-            except OSError:
-                listed[folder] = set()
-        # A name may be spelt otherwise than listed (case, Unicode) and still be found.
-        if path and file not in listed[folder] and not (directory / path).is_file():
-            missing.append(f"{path} (row {n})")
+    """Images that are not there."""
+    missing = [f"{paths[p]} (row {p + 2})" for p in missing_files(directory, paths)]
     if not missing:
         return []
     return [

@@ -5,36 +5,45 @@ directories that hold class directories themselves, `DIR/train/<class>/...`, `DI
 where wanted `DIR/val/<class>/...`, which are then the splits.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from dml.data.index import (
-    SPLITS,
-    ImageIndex,
+from dml.data.files import (
+    EXTENSIONS,
+    any_image,
+    images_below,
+    is_image,
+    missing_part,
+    subdirectories,
+)
+from dml.data.index import SPLITS, ImageIndex, shortened
+from dml.data.protocols import (
     completed_splits,
     fraction_problems,
-    shortened,
+    own_val_problems,
+    protocol_problems,
     split_problems,
 )
 from dml.errors import ConfigurationError, Problem
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def load(
     *,
     root: str | None,
     name: str = "folder",
+    protocol: str = "standard",
     seed: int = 0,
     test_fraction: float = 0.5,
     val_fraction: float = 0.1,
+    fold: int | None = None,
+    folds: int = 4,
 ) -> ImageIndex:
     """Index the images under `root`; class names are directory names, in sorted order.
 
     Without directories `train` and `test`, whole classes are dealt to them by `seed`: `test_fraction` of
-    all classes.  Without `val`, `val_fraction` of the training classes becomes it (0: none).
+    all classes.  Without `val`, `val_fraction` of the training classes becomes it (0: none).  Other
+    protocols: `dml.data.protocols`.
     Files with other extensions (`EXTENSIONS`), hidden ones (`.`, `._`) and images beside the class
     directories are left out.
 
@@ -42,7 +51,8 @@ def load(
     images, too few classes, a class in two splits, a fraction out of range.
     """
     where = f"data.root={root}"
-    problems = fraction_problems(test_fraction, val_fraction)
+    problems = fraction_problems(test_fraction)
+    problems += protocol_problems(protocol, val_fraction, fold, folds)
     directory = Path(root or "").expanduser().absolute()
     if not root:
         problems.append(Problem("data.root", "has no value. Add data.root=DIR, your images."))
@@ -105,58 +115,28 @@ def load(
         of = np.array([split for split, _, _ in found])
         given = {split: np.flatnonzero(of == split).astype(np.int64) for split in files}
     splits = completed_splits(
-        given, labels, seed=seed, test_fraction=test_fraction, val_fraction=val_fraction
+        given,
+        labels,
+        seed=seed,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        protocol=protocol,
+        fold=fold,
+        folds=folds,
     )
-    names = tuple(str(class_name) for class_name in class_names)
-    problems = split_problems(splits, labels, names, where, given is not None)
+    names, closed_set = tuple(str(n) for n in class_names), protocol == "closed_set"
+    problems = own_val_problems(given, protocol)
+    problems += split_problems(splits, labels, names, where, given is not None, closed_set)
     if problems:
         raise ConfigurationError(problems)
     paths = np.array([path for _, _, path in found])
-    return ImageIndex(name, directory, paths, labels, names, splits)
-
-
-def missing_part(path: Path) -> str:
-    """`directory /a/b (the last that exists is /a)`: where a path that does not exist goes wrong."""
-    parent = next(p for p in path.parents if p.exists())
-    return f"{path}; of its path, {parent} exists"
-
-
-def visible(name: str) -> bool:
-    """Whether a file or directory counts: not hidden, and not what macOS leaves in archives."""
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name is that of an image we would open."""
-    return visible(name) and name.lower().endswith(EXTENSIONS)
-
-
-def subdirectories(directory: Path) -> list[str]:
-    """Names of the visible directories in `directory`, sorted."""
-    with os.scandir(directory) as entries:
-        return sorted(e.name for e in entries if visible(e.name) and e.is_dir())
-
-
-def images_below(directory: Path) -> list[str]:
-    """Images at any depth, relative to `directory` in posix form, sorted."""
-    found = []
-    for folder, folders, files in os.walk(directory):
-        folders[:] = [f for f in folders if visible(f)]
-        below = Path(folder).relative_to(directory).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + file for file in files if is_image(file)]
-    return sorted(found)
+    return ImageIndex(name, directory, paths, labels, names, splits, closed_set=closed_set)
 
 
 def class_files(directory: Path) -> dict[str, list[str]]:
     """Class name -> its images, relative to `directory`. Directories without images are no classes."""
     classes = {c: images_below(directory / c) for c in subdirectories(directory)}
     return {c: [f"{c}/{path}" for path in paths] for c, paths in classes.items() if paths}
-
-
-def any_image(directory: Path) -> bool:
-    """Whether there is an image at any depth."""
-    return any(is_image(file) for _, _, files in os.walk(directory) for file in files)
 
 
 def holds_classes(directory: Path) -> bool:

@@ -1,7 +1,11 @@
 """Fixtures of the data tests."""
 
+import dataclasses
+import hashlib
+import importlib
 from pathlib import Path
 
+import further_archives
 import pytest
 from PIL import Image
 
@@ -38,3 +42,26 @@ def problems_of():
         return [(problem.where, problem.what) for problem in caught.value.problems]
 
     return call
+
+
+@pytest.fixture
+def further(tmp_path, monkeypatch):
+    """Make one of the further data sets, of few images, and give its module and its root."""
+
+    def make(name: str, **options):
+        module = importlib.import_module(f"dml.data.{name}")
+        monkeypatch.setattr(module, "COUNTS", further_archives.SMALL[name])
+        root = further_archives.MAKERS[name](tmp_path / "data", **options)
+        if name == "flowers102":
+            expect_labels(monkeypatch, module, root)
+        return module, root
+
+    return make
+
+
+def expect_labels(monkeypatch, flowers102, root: Path) -> None:
+    """Let the made imagelabels.mat be the published one."""
+    content = (root / "flowers-102" / "imagelabels.mat").read_bytes()
+    images, labels = flowers102.FILES
+    made = dataclasses.replace(labels, md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(flowers102, "FILES", (images, made))

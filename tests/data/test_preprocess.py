@@ -1,42 +1,16 @@
-"""Preprocessing and augmentation: modes, sizes, and the encoder's own normalisation at the end."""
+"""Preprocessing: the evaluation's own geometry, and the encoder's own normalisation at the end."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from dml.data.augment import augmentation
-from dml.data.preprocess import Preprocess, open_rgb
+from dml.data.preprocess import CHUNK, Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 
 
 def preprocess(size=32, resize=36):
     return Preprocess(size, resize, "bicubic", HALF, HALF)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    """CUB, Cars and SOP hold a few grey-scale images; stacking them with others must not fail."""
-    if mode == "I;16":
-        image = Image.fromarray(np.full((40, 50), 128 * 256, np.uint16))
-    else:
-        image = Image.new("RGB", (50, 40), (128, 128, 128)).convert(mode)
-    path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16") else "image.png")
-    image.save(path)
-    rgb = open_rgb(path)
-    assert rgb.mode == "RGB"
-    assert preprocess()(rgb).shape == (3, 32, 32)
-    if mode not in ("1", "P"):  # these two quantise the grey
-        assert abs(np.asarray(rgb).mean() - 128) < 3
-
-
-def test_a_palette_with_transparency_raises_no_warning(tmp_path, recwarn):
-    image = Image.new("P", (40, 40))
-    image.info["transparency"] = bytes(range(256))
-    image.save(tmp_path / "image.png", transparency=bytes(range(256)))
-    assert open_rgb(tmp_path / "image.png").mode == "RGB"
-    assert not recwarn.list
 
 
 def test_the_shorter_side_is_resized_and_the_centre_is_cropped():
@@ -56,41 +30,14 @@ def test_normalisation_is_by_hand():
     assert out.dtype == torch.float32
 
 
-def options(**changed):
-    plain = {
-        "scale": (1.0, 1.0),
-        "ratio": (1.0, 1.0),
-        "flip": 0,
-        "degrees": 0,
-        "translate": 0,
-        "shear": 0,
-        "color_jitter": 0,
-    }
-    return plain | changed
-
-
-def test_without_randomness_training_images_are_those_of_the_evaluation():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8))
-    same = augmentation(preprocess(), **options())
-    torch.testing.assert_close(same(image), preprocess()(image))
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"scale": (0.2, 1.0)},
-        {"flip": 0.5},
-        {"degrees": 20},
-        {"translate": 0.2},
-        {"shear": 20},
-        {"color_jitter": 0.4},
-    ],
-)
-def test_every_option_changes_the_image(changed):
-    """An option that is accepted and does nothing would be the worst kind."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8))
-    transform = augmentation(preprocess(), **options(**changed))
-    torch.manual_seed(0)
-    drawn = torch.stack([transform(image) for _ in range(8)])
-    assert drawn.shape == (8, 3, 32, 32)
-    assert (drawn != drawn[0]).any()
+def test_a_batch_is_normalised_as_its_images():
+    """A batch is done in pieces; none may be left out, whatever the number of images."""
+    shape = (2 * CHUNK + 1, 3, 5, 4)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.manual_seed(0))
+    own = Preprocess(4, 4, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    mean, std = torch.tensor(own.mean).view(3, 1, 1), torch.tensor(own.std).view(3, 1, 1)
+    expected = (pixels.double() / 255 - mean) / std
+    torch.testing.assert_close(own.normalize(pixels), expected.float())
+    for image, of_batch in zip(pixels, own.normalize(pixels), strict=True):
+        assert torch.equal(own.normalize(image), of_batch)
+    assert own.normalize(pixels[:0]).shape == (0, 3, 5, 4)

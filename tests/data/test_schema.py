@@ -12,10 +12,13 @@ from dml.config.compose import compose_all, config_dir
 from dml.errors import ConfigurationError
 
 # Options that are read by others than `load`.
-NOT_FOR_LOAD = {"num_train_classes", "on_bad_image", "recall_k"}
+NOT_FOR_LOAD = {"num_train_classes", "on_bad_image", "recall_k", "small_classes"}
+NOT_FOR_LOAD |= {"cache", "cache_dir"}
 FILES = {
     "data": {"glyphs": data.DataSchema, "digits": data.DataSchema, "folder": data.OwnData}
-    | {"csv": data.CsvData},
+    | {"csv": data.CsvData, "cub200": data.SplitData, "cars196": data.SplitData}
+    | {"sop": data.Sop, "inshop": data.InShop, "vehicleid": data.VehicleId}
+    | dict.fromkeys(data.FURTHER, data.SplitData),
     "sampler": {"pk": data.PKSampler, "pairs": data.PKSampler, "random": data.RandomSampler},
 }
 CASES = [(group, name, schema) for group, names in FILES.items() for name, schema in names.items()]
@@ -30,7 +33,8 @@ def test_yaml_schema_and_code_agree(group, name, schema):
     target = getattr(importlib.import_module(module), attribute)
     given_by_builder = {"labels", "seed"} if group == "sampler" else set()
     parameters = set(inspect.signature(target).parameters) - given_by_builder
-    assert keys - {"_target_"} - NOT_FOR_LOAD == parameters
+    read_by_others = NOT_FOR_LOAD if group == "data" else set()
+    assert keys - {"_target_"} - read_by_others == parameters
 
 
 @pytest.mark.parametrize(("group", "name", "schema"), CASES)
