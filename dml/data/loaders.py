@@ -1,15 +1,16 @@
 """Batches in the order that a sampler decides, the same whatever the number of workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from dml.data.augment import Augmentation
+from dml.data.decode import ImageFile, open_rgb
 from dml.data.images import Images, collate
 from dml.data.index import ImageSet
+from dml.data.preprocess import Preprocess
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -64,13 +65,13 @@ class TrainLoader(DataLoader):
 def train_loader(
     images: ImageSet,
     sampler,
-    transform: Callable[[Image.Image], Tensor],
+    transform: Augmentation,
     seed: int,
     num_workers: int,
 ) -> TrainLoader:
-    """Batches of augmented training images."""
+    """Batches of augmented training images; each file is decoded no further than its crop needs."""
     return TrainLoader(
-        Images(images, transform),
+        Images(images, ImageFile, transform),
         batch_sampler=EpochBatches(sampler, seed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
@@ -80,14 +81,14 @@ def train_loader(
 
 def eval_loader(
     images: ImageSet,
-    transform: Callable[[Image.Image], Tensor],
+    preprocess: Preprocess,
     batch_size: int,
     num_workers: int,
     persistent: bool = False,
 ) -> DataLoader:
-    """Every image once, in order."""
+    """Every image once, in order, decoded whole: the pixels are those of the published preprocessing."""
     return DataLoader(
-        Images(images, transform),
+        Images(images, open_rgb, preprocess.crop),
         batch_size=batch_size,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,

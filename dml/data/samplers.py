@@ -11,8 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from dml.data.index import shortened
+from dml.data.dealing import ClassImages, check_world_size, dealt_classes, part_of
 from dml.errors import ConfigurationError, Problem
+
+WHOLE_CLASSES = ", which take whole classes"
 
 
 class Sampler(Protocol):
@@ -58,34 +60,19 @@ class PK:
         batches_per_epoch: int | None = None,
         small_classes: str = "error",
     ):
-        if small_classes not in ("error", "skip", "repeat"):
-            raise ValueError(f"small_classes={small_classes!r} is none of error, skip, repeat")
         self.classes_per_batch = classes_per_batch
         self.images_per_class = images_per_class
         self.batch_size = classes_per_batch * images_per_class
         self.seed = seed
-        labels = np.asarray(labels, dtype=np.int64)
-        names, sizes = np.unique(labels, return_counts=True)
-        by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-        small = sizes < images_per_class
-        keep = ~small if small_classes == "skip" else np.ones(len(sizes), bool)
-        self.skipped_classes = int((~keep).sum())
-        self.skipped_images = int(sizes[~keep].sum())
-        self._raise_if_impossible(names, sizes, small, small_classes)
-        self.num_classes = int(keep.sum())
+        self._images = ClassImages(labels, images_per_class, small_classes)
+        self.num_classes = self._images.num_classes
+        self.skipped_classes = self._images.skipped_classes
+        self.skipped_images = self._images.skipped_images
+        self._raise_if_impossible(small_classes)
         self._length = batches_per_epoch or max(
             math.ceil(self.num_classes / classes_per_batch),
-            int(sizes[keep].sum()) // self.batch_size,
+            self._images.num_images // self.batch_size,
         )
-        # Classes of equal size are dealt together: size -> which classes, and their images [m, size].
-        self._size_of = sizes[keep]
-        kept = [members for members, kept in zip(by_class, keep, strict=True) if kept]
-        self._row_of = np.empty(self.num_classes, dtype=np.int64)  # of a class, within its size
-        self._members: dict[int, np.ndarray] = {}
-        for size in np.unique(self._size_of):
-            chosen = np.flatnonzero(self._size_of == size)
-            self._row_of[chosen] = np.arange(len(chosen))
-            self._members[int(size)] = np.stack([kept[c] for c in chosen])
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -96,65 +83,21 @@ class PK:
 
         Raises ConfigurationError if P classes cannot be shared by `world_size` processes.
         """
-        if self.classes_per_batch % world_size:
-            raise ConfigurationError(
-                [
-                    Problem(
-                        f"sampler.classes_per_batch={self.classes_per_batch}",
-                        f"cannot be shared evenly by {world_size} processes, which take whole classes.\n"
-                        f"Choose a multiple of {world_size}.",
-                    )
-                ]
-            )
-        positions = self._epoch(epoch)
-        share = self.batch_size // world_size
-        for batch in positions:
-            yield batch[rank * share : (rank + 1) * share]
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """All batches, int64 [batches, P K]."""
-        p, k, count = self.classes_per_batch, self.images_per_class, self._length
-        # Epochs in which not all classes have room form a cycle, dealt as one.
-        cycle = math.ceil(self.num_classes / (count * p))
-        rng = np.random.default_rng((self.seed, 0, epoch // cycle))
-        classes = _dealt(rng, 1, self.num_classes, cycle * count, p)[0]
-        classes = classes[(epoch % cycle) * count :][:count].reshape(-1)
-        # The how-manieth time a class comes up in this epoch.
-        order = np.argsort(classes, kind="stable")
-        counts = np.bincount(classes, minlength=self.num_classes)
-        first = np.cumsum(counts) - counts
-        turn = np.empty_like(classes)
-        turn[order] = np.arange(len(classes)) - np.repeat(first, counts)
-        rng = np.random.default_rng((self.seed, 1, epoch))
-        chosen = np.empty((len(classes), k), dtype=np.int64)
-        for size, members in self._members.items():
-            here = np.flatnonzero(self._size_of[classes] == size)
-            if len(here) == 0:
-                continue
-            draws = _dealt(rng, len(members), size, int(turn[here].max()) + 1, k)
-            rows = self._row_of[classes[here]]
-            chosen[here] = members[rows[:, None], draws[rows, turn[here]]]
-        return chosen.reshape(count, p * k)
-
-    def _raise_if_impossible(
-        self, names: np.ndarray, sizes: np.ndarray, small: np.ndarray, small_classes: str
-    ) -> None:
         p, k = self.classes_per_batch, self.images_per_class
-        problems = []
-        if small.any() and small_classes == "error":
-            listed = [f"{c} ({s})" for c, s in zip(names[small], sizes[small], strict=True)]
-            problems.append(
-                Problem(
-                    f"sampler.images_per_class={k}",
-                    f"{len(listed)} training classes have fewer images. Class (images): "
-                    f"{shortened(listed)}.\nChoose sampler.small_classes=skip or repeat, or a smaller "
-                    "number.",
-                )
-            )
-        left = len(names) - (int(small.sum()) if small_classes == "skip" else 0)
+        check_world_size("classes_per_batch", p, world_size, WHOLE_CLASSES)
+        classes = dealt_classes((self.seed, 0), epoch, self.num_classes, self._length, p)
+        rng = np.random.default_rng((self.seed, 1, epoch))
+        positions = self._images.deal(rng, classes.reshape(-1), k)
+        yield from part_of(positions.reshape(self._length, p * k), rank, world_size)
+
+    def _raise_if_impossible(self, small_classes: str) -> None:
+        p, k, left = self.classes_per_batch, self.images_per_class, self.num_classes
+        problems = self._images.small_problems(k, small_classes)
         if left < p:
             skipped = (
-                f" once {len(names) - left} small ones are skipped" if left < len(names) else ""
+                f" once {self.skipped_classes} small ones are skipped"
+                if self.skipped_classes
+                else ""
             )
             problems.append(
                 Problem(
@@ -170,6 +113,91 @@ class PK:
             )
         if problems:
             raise ConfigurationError(problems)
+
+
+class WithReplacement:
+    """Batches of P classes x K images, classes and images drawn with replacement.
+
+    The sampler of Revisiting Deep Metric Learning (Roth et al., arXiv:2002.08473), as its code does it:
+    P times a class drawn from all, and K times an image drawn from the class.  A class may come twice
+    in a batch, and an image be its own positive; for comparisons with that paper alone.
+
+    labels: int64 [n].  batches_per_epoch: None gives n // (P K), at least one.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        classes_per_batch: int,
+        images_per_class: int,
+        seed: int,
+        batches_per_epoch: int | None = None,
+    ):
+        self.classes_per_batch = classes_per_batch
+        self.images_per_class = images_per_class
+        self.batch_size = classes_per_batch * images_per_class
+        self.seed = seed
+        self._images = ClassImages(labels)
+        self._length = batches_per_epoch or max(1, self._images.num_images // self.batch_size)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._length
+
+    def batches(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
+        """Positions int64 [P K / world_size] per batch.
+
+        Raises ConfigurationError if P draws cannot be shared by `world_size` processes.
+        """
+        p, k = self.classes_per_batch, self.images_per_class
+        check_world_size("classes_per_batch", p, world_size, WHOLE_CLASSES)
+        rng = np.random.default_rng((self.seed, 0, epoch))
+        classes = rng.integers(self._images.num_classes, size=self._length * p)
+        positions = self._images.draw(rng, classes, k)
+        yield from part_of(positions.reshape(self._length, p * k), rank, world_size)
+
+
+class ClassBalanced:
+    """Batches in which every class comes equally often, however many images it has.
+
+    The class-balanced sampling of Decoupling Representation and Classifier (Kang et al.,
+    arXiv:1910.09217, section 3), for losses with proxies; promises no two images of a class in a batch.
+
+    labels: int64 [n].  Classes are dealt like cards: all of them before any again, and none twice in a
+    batch if there are `batch_size` of them.  Images of a class likewise within an epoch.
+    batches_per_epoch: None gives n // batch_size, at least one.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        batches_per_epoch: int | None = None,
+    ):
+        self.batch_size = batch_size
+        self.seed = seed
+        self._images = ClassImages(labels)
+        self._length = batches_per_epoch or max(1, self._images.num_images // batch_size)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._length
+
+    def batches(self, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
+        """Positions int64 [batch_size / world_size] per batch.
+
+        Raises ConfigurationError if a batch cannot be shared by `world_size` processes.
+        """
+        check_world_size("batch_size", self.batch_size, world_size)
+        classes = dealt_classes(
+            (self.seed, 0), epoch, self._images.num_classes, self._length, self.batch_size
+        )
+        rng = np.random.default_rng((self.seed, 1, epoch))
+        positions = self._images.deal(rng, classes.reshape(-1), 1)
+        yield from part_of(positions.reshape(classes.shape), rank, world_size)
 
 
 class Random:
@@ -211,45 +239,7 @@ class Random:
 
         Raises ConfigurationError if a batch cannot be shared by `world_size` processes.
         """
-        if self.batch_size % world_size:
-            raise ConfigurationError(
-                [
-                    Problem(
-                        f"sampler.batch_size={self.batch_size}",
-                        f"cannot be shared evenly by {world_size} processes.\n"
-                        f"Choose a multiple of {world_size}.",
-                    )
-                ]
-            )
+        check_world_size("batch_size", self.batch_size, world_size)
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(self._images)
-        share = self.batch_size // world_size
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start + rank * share : start + (rank + 1) * share].astype(np.int64)
-
-
-def _dealt(rng: np.random.Generator, rows: int, size: int, draws: int, take: int) -> np.ndarray:
-    """Deal `draws` hands of `take` cards from packs of `size` cards, in `rows` games at once.
-
-    Returns int64 [rows, draws, take] in 0..size-1.  With take <= size no hand holds a card twice and no
-    card comes again before the whole pack was dealt.  Otherwise each hand holds every card floor or
-    ceil(take / size) times.
-    """
-    if take > size:  # each hand from packs of its own
-        packs = math.ceil(take / size)
-        order = rng.random((rows, draws, packs, size)).argsort(axis=-1)
-        return order.reshape(rows, draws, packs * size)[:, :, :take]
-    stream = np.empty((rows, draws * take), dtype=np.int64)
-    for start in range(0, draws * take, size):
-        keys = rng.random((rows, size))
-        begun = start % take  # cards that the unfinished hand has from the pack before
-        if begun:
-            # The hand is filled up with cards it does not have; the others follow in any order.
-            hand = stream[:, start - begun : start]
-            barred = keys.copy()
-            np.put_along_axis(barred, hand, 2.0, axis=1)
-            fill = barred.argsort(axis=1)[:, : take - begun]
-            keys = rng.random((rows, size))
-            np.put_along_axis(keys, fill, np.arange(fill.shape[1]) - float(take), axis=1)
-        room = stream[:, start : start + size]
-        room[:] = keys.argsort(axis=1)[:, : room.shape[1]]
-    return stream.reshape(rows, draws, take)
+        whole = order[: len(self) * self.batch_size].astype(np.int64)
+        yield from part_of(whole.reshape(len(self), self.batch_size), rank, world_size)

@@ -9,7 +9,7 @@ import further_archives
 import pytest
 from PIL import Image
 
-from dml.data import glyphs
+from dml.data.sets import glyphs
 from dml.errors import ConfigurationError
 
 
@@ -49,7 +49,7 @@ def further(tmp_path, monkeypatch):
     """Make one of the further data sets, of few images, and give its module and its root."""
 
     def make(name: str, **options):
-        module = importlib.import_module(f"dml.data.{name}")
+        module = importlib.import_module(f"dml.data.sets.{name}")
         monkeypatch.setattr(module, "COUNTS", further_archives.SMALL[name])
         root = further_archives.MAKERS[name](tmp_path / "data", **options)
         if name == "flowers102":

@@ -4,7 +4,7 @@ import archives
 import numpy as np
 import pytest
 
-from dml.data import cars196
+from dml.data.sets import cars196
 
 LAYOUTS = ("annos", "devkit", "kaggle")
 

@@ -8,7 +8,7 @@ from further_archives import CIFAR10, pictures_of, shares, write_pickle
 from PIL import Image
 from torchvision.datasets import CIFAR10 as Torchvision
 
-from dml.data import cifar10, cifar100
+from dml.data.sets import cifar10, cifar100
 
 
 def pixels(index, position):

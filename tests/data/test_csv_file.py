@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dml.data import csv_file
+from dml.data.sets import csv_file
 
 OPTIONS = {"seed": 0, "test_fraction": 0.5, "val_fraction": 0.0}
 

@@ -4,7 +4,7 @@ import archives
 import numpy as np
 import pytest
 
-from dml.data import cub200
+from dml.data.sets import cub200
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from dml import cli, data_command
-from dml.data import cars196, cub200, inshop, manifest
-from dml.data.download import RemoteFile
+from dml.data.fetch import manifest
+from dml.data.fetch.download import RemoteFile
+from dml.data.sets import cars196, cub200, inshop
 from dml.errors import ConfigurationError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,7 @@ def test_no_words_print_the_help(capsys):
 
 
 def test_doctor_has_its_own_words(monkeypatch):
-    from dml.data import doctor
+    from dml.data.doctor import command as doctor
 
     asked = []
     monkeypatch.setattr(doctor, "run", lambda words: asked.append(words) or 1)
@@ -361,7 +362,7 @@ def test_the_command_ends_with_its_code(cub, monkeypatch):
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dml.data.prepare.fetch", stopped)
+    monkeypatch.setattr("dml.data.fetch.prepare.fetch", stopped)
     assert code("prepare=cub200", f"root={cub}") == 130
 
 

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin
 
-from dml.data import doctor, doctor_duplicates, doctor_image, doctor_page
 from dml.data.decode import open_rgb
-from dml.data.doctor_findings import KIND, KINDS, all_findings
-from dml.data.doctor_image import examine
-from dml.data.doctor_set import Labelled, from_directory, from_index
+from dml.data.doctor import command as doctor
+from dml.data.doctor import duplicates as doctor_duplicates
+from dml.data.doctor import examine as doctor_image
+from dml.data.doctor import page as doctor_page
+from dml.data.doctor.examine import examine
+from dml.data.doctor.findings import KIND, KINDS, all_findings
+from dml.data.doctor.images import Labelled, from_directory, from_index
 from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, RunError
 

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from dml.data import archives
+from dml.data.fetch import archives
 from dml.errors import RunError
 
 GOOD = {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two", "notes.txt": b"stray"}

@@ -3,7 +3,7 @@
 import pytest
 from scipy.io import loadmat, savemat
 
-from dml.data import flowers102
+from dml.data.sets import flowers102
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dml.data import folder
+from dml.data.sets import folder
 
 OPTIONS = {"seed": 0, "test_fraction": 0.5, "val_fraction": 0.0}
 

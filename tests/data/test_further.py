@@ -54,7 +54,7 @@ def test_the_protocol_divides_the_training_classes_alone(further, name):
     [(None, "has no value"), ("{tmp}/nowhere", "there is no"), ("{tmp}", "holds no ")],
 )
 def test_data_that_are_not_there(tmp_path, problems_of, name, root, message):
-    load = importlib.import_module(f"dml.data.{name}").load
+    load = importlib.import_module(f"dml.data.sets.{name}").load
     ((where, what),) = problems_of(load, root=root and root.format(tmp=tmp_path))
     assert where.startswith("data.root")
     assert message in what
@@ -64,7 +64,7 @@ def test_data_that_are_not_there(tmp_path, problems_of, name, root, message):
 @pytest.mark.parametrize("name", NAMES)
 def test_published_counts_are_the_defaults_of_the_option_files(name):
     """The number of training classes that the option file names is the published one."""
-    counts = importlib.import_module(f"dml.data.{name}").COUNTS
+    counts = importlib.import_module(f"dml.data.sets.{name}").COUNTS
     classes = counts["train"][1] if "train" in counts else (counts["all"][1] + 1) // 2
     text = (config_dir() / "data" / f"{name}.yaml").read_text()
     assert f"of the {classes:,} training classes" in text
@@ -72,7 +72,7 @@ def test_published_counts_are_the_defaults_of_the_option_files(name):
 
 def test_omniglot_at_its_published_counts(tmp_path):
     """32,460 links to one image."""
-    from dml.data import omniglot
+    from dml.data.sets import omniglot
 
     root = further_archives.omniglot(tmp_path, omniglot.COUNTS, linked=True)
     index = omniglot.load(root=str(root), protocol="standard_full")
@@ -88,7 +88,7 @@ def test_the_others_at_their_published_counts(tmp_path, monkeypatch, name):
     """Links to one image each, arrays of noise for CIFAR and MNIST: up to a minute of disk."""
     from conftest import expect_labels
 
-    module = importlib.import_module(f"dml.data.{name}")
+    module = importlib.import_module(f"dml.data.sets.{name}")
     options = {} if name in ("cifar10", "cifar100", "mnist") else {"linked": True}
     root = further_archives.MAKERS[name](tmp_path, module.COUNTS, **options)
     if name == "flowers102":

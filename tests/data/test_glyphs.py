@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dml.data import digits, glyphs
+from dml.data.sets import digits, glyphs
 from dml.errors import ConfigurationError, RunError
 
 
@@ -88,7 +88,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 def test_killed_drawing_is_never_taken_for_the_set(tmp_path):
     """A process that dies without a chance to clean up leaves no directory under the final name."""
     script = (
-        "import os\nfrom dml.data import glyphs\n"
+        "import os\nfrom dml.data.sets import glyphs\n"
         "def image(number, copy): os._exit(9)\n"
         f"glyphs.image = image\nglyphs.load(root={str(tmp_path)!r})"
     )

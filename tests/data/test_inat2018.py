@@ -3,7 +3,7 @@
 import pytest
 from further_archives import SMALL
 
-from dml.data import inat2018
+from dml.data.sets import inat2018
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dml import cli, eval_command, run
-from dml.data import inshop
+from dml.data.sets import inshop
 from dml.errors import RunError
 
 

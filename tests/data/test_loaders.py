@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dml.data.augment import augmentation
+from dml.data.augment import Augmentation
+from dml.data.decode import open_rgb
 from dml.data.images import BadImages
 from dml.data.index import ImageIndex, ImageSet
 from dml.data.loaders import EpochBatches, eval_loader, train_loader
@@ -34,15 +35,17 @@ def images(tmp_path) -> ImageSet:
 
 def loader(images, workers, seed=0):
     sampler = PK(images.labels, classes_per_batch=3, images_per_class=2, seed=seed)
-    transform = augmentation(
+    plain = dict.fromkeys(("degrees", "translate", "shear"), 0)
+    transform = Augmentation(
         PREPROCESS,
+        resize=None,
         scale=(0.2, 1.0),
         ratio=(0.75, 1.33),
         flip=0.5,
-        degrees=0,
-        translate=0,
-        shear=0,
         color_jitter=0.4,
+        rand_augment=9,
+        erase=0.5,
+        **plain,
     )
     return train_loader(images, sampler, transform, seed, workers)
 
@@ -84,6 +87,15 @@ def test_augmenting_leaves_the_random_state_alone(images):
     before = torch.get_rng_state()
     loader(images, 0).dataset[(0, 123)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_pixels_and_the_encoders_are_those_of_the_preprocessing(images):
+    """Loaders send bytes, the encoder normalises: together the published preprocessing, no more."""
+    (batch,) = eval_loader(images, PREPROCESS, 24, 0)
+    assert batch.images.dtype == torch.uint8
+    for position in (0, 23):
+        expected = PREPROCESS(open_rgb(images.path(position)))
+        assert torch.equal(PREPROCESS.normalize(batch.images)[position], expected)
 
 
 def test_an_unreadable_image_is_named(images):

@@ -8,7 +8,7 @@ import pytest
 from further_archives import pictures_of, shares
 from PIL import Image
 
-from dml.data import mnist
+from dml.data.sets import mnist
 
 
 @pytest.mark.parametrize("packed", [True, False])

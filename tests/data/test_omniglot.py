@@ -5,7 +5,7 @@ import pytest
 from further_archives import SMALL
 from PIL import Image
 
-from dml.data import omniglot
+from dml.data.sets import omniglot
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dml.data import archives, download, prepare
-from dml.data.download import RemoteFile, fetch
-from dml.data.prepare import obtain
+from dml.data.fetch import archives, download, prepare
+from dml.data.fetch.download import RemoteFile, fetch
+from dml.data.fetch.prepare import obtain
 from dml.errors import ConfigurationError, RunError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -344,7 +344,7 @@ def test_a_brought_file_that_is_another_is_refused(tmp_path):
 
 def test_every_archive_of_a_data_set_can_be_unpacked():
     """A name with an ending we do not know would be fetched and left as it is."""
-    from dml.data import cars196, cub200, inshop, sop
+    from dml.data.sets import cars196, cub200, inshop, sop
 
     listed = [file.name for module in (cub200, cars196, sop, inshop) for file in module.FILES]
     plain = [name for name in listed if not name.endswith(archives.ENDINGS)]

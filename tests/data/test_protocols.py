@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dml import cli, eval_command, run
-from dml.data import folder
 from dml.data.protocols import (
     completed_splits,
     fold_split,
@@ -15,6 +14,7 @@ from dml.data.protocols import (
     protocol_problems,
     training_splits,
 )
+from dml.data.sets import folder
 from dml.errors import ConfigurationError
 
 OPTIONS = {"val_fraction": 0.25, "seed": 3, "fold": None, "folds": 4}

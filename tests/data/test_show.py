@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from dml.data import pictures
+from dml.data.fetch import pictures
+from dml.data.fetch.summary import class_sizes, parts_of, size_histogram
 from dml.data.index import ImageIndex
-from dml.data.summary import class_sizes, parts_of, size_histogram
 
 COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (180, 180, 20), (20, 180, 180)]
 

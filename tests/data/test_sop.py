@@ -7,7 +7,7 @@ import archives
 import numpy as np
 import pytest
 
-from dml.data import sop
+from dml.data.sets import sop
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_halves_of_all_classes(official):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_opening_takes_little_memory(official):
     """Under 300 MB for a process that opens the whole index."""
-    code = "import sys; from dml.data import sop; sop.load(root=sys.argv[1]); print(peak())"
+    code = "import sys; from dml.data.sets import sop; sop.load(root=sys.argv[1]); print(peak())"
     # Not getrusage: its peak includes that of the process which started this one.
     peak = (
         "def peak(): return re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"

@@ -3,7 +3,7 @@
 import pytest
 from further_archives import TYPES
 
-from dml.data import ut_zappos50k
+from dml.data.sets import ut_zappos50k
 
 
 def test_classes_are_types_within_categories(further):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from further_archives import SMALL
 
-from dml.data import vehicleid
+from dml.data.sets import vehicleid
 
 
 @pytest.fixture

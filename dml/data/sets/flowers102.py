@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile, difference
-from dml.data.halves import halves
+from dml.data.fetch.download import RemoteFile, difference
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.halves import halves
+from dml.data.sets.sources import Source
 
 # Addresses and checksums: torchvision.datasets.Flowers102.
 SITE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from dml import build, tables
 from dml.config import check, compose
-from dml.data.doctor_findings import Finding, all_findings, counts_of
-from dml.data.doctor_image import Facts, examine_all
-from dml.data.doctor_page import one_line, write_page
-from dml.data.doctor_set import Labelled, from_directory, from_index
+from dml.data.doctor.examine import Facts, examine_all
+from dml.data.doctor.findings import Finding, all_findings, counts_of
+from dml.data.doctor.images import Labelled, from_directory, from_index
+from dml.data.doctor.page import one_line, write_page
 from dml.data.files import missing_part
 from dml.errors import ConfigurationError, Problem, RunError
 from dml.record import write_json

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data import doctor_duplicates as duplicates
-from dml.data.doctor_image import ELONGATED, GIGANTIC, TINY, Facts
-from dml.data.doctor_set import Labelled
+from dml.data.doctor import duplicates
+from dml.data.doctor.examine import ELONGATED, GIGANTIC, TINY, Facts
+from dml.data.doctor.images import Labelled
 from dml.data.index import shortened
 
 SEVERITIES = ("error", "warning", "note")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.sources import Source
 
 LISTS = "https://drive.google.com/uc?id=1sXfkBTFDrRU3__-NUs1qBP3sf_0uMB98"
 FILES = (

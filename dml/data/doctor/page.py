@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dml.data.doctor_duplicates import CORRELATION, HASH_BITS
-from dml.data.doctor_findings import SEVERITIES, Finding, Kind, counts_of
-from dml.data.doctor_set import Labelled
+from dml.data.doctor.duplicates import CORRELATION, HASH_BITS
+from dml.data.doctor.findings import SEVERITIES, Finding, Kind, counts_of
+from dml.data.doctor.images import Labelled
 
 # 22 sections of 32 pictures of at most 12 kB (noise at 120 x 120, as text): below 10 MB in any case.
 THUMBNAIL = 120  # pixels of the longer side
@@ -69,7 +69,7 @@ def page(images: Labelled, sections: Sequence[Section]) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"one_line": one_line, "thousands": "{:,}".format}
-    template = files("dml.data").joinpath("doctor_page.html.j2").read_text(encoding="utf-8")
+    template = files("dml.data.doctor").joinpath("page.html.j2").read_text(encoding="utf-8")
     splits = {name: images.splits.count(name) for name in dict.fromkeys(images.splits) if name}
     return environment.from_string(template).render(
         name=images.name,

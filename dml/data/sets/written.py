@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import track
 
 from dml.data.files import images_below
-from dml.data.glyphs import written_aside
-from dml.data.halves import halves
-from dml.data.sources import Source
+from dml.data.sets.glyphs import written_aside
+from dml.data.sets.halves import halves
+from dml.data.sets.sources import Source
 
 
 class Part(NamedTuple):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.sources import Source
 
 GONE = "the authors' site is gone; bring a copy that has this checksum"
 KAGGLE = "https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.archives import ENDINGS
-from dml.data.download import RemoteFile
+from dml.data.fetch.archives import ENDINGS
+from dml.data.fetch.download import RemoteFile
 from dml.data.files import missing_files, missing_part, subdirectories
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem

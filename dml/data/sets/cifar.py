@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dml.data.sources import Source
-from dml.data.written import Part, image_files
+from dml.data.sets.sources import Source
+from dml.data.sets.written import Part, image_files
 
 RECONSTRUCT = np.empty(0).__reduce__()[0]  # moved from numpy.core to numpy._core; pickles name both
 ALLOWED = {

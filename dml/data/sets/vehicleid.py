@@ -12,10 +12,10 @@ from random import Random
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.sources import Source
 
 FILES = (
     RemoteFile(

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dml.data.fetch.summary import parts_of
 from dml.data.files import missing_part, subdirectories, visible
-from dml.data.folder import class_files, empty, holds_classes
 from dml.data.index import SPLITS, ImageIndex
-from dml.data.summary import parts_of
+from dml.data.sets.folder import class_files, empty, holds_classes
 from dml.errors import ConfigurationError, Problem
 
 

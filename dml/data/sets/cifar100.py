@@ -6,12 +6,12 @@ train and the last fifty are tested, each with the images of both published part
 
 import numpy as np
 
-from dml.data import cifar
-from dml.data.download import RemoteFile
-from dml.data.halves import halves
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets import cifar
+from dml.data.sets.halves import halves
+from dml.data.sets.sources import Source
 
 # Address and checksum: torchvision.datasets.CIFAR100.
 FILES = (

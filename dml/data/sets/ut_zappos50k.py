@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.files import images_below
-from dml.data.halves import halves
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.halves import halves
+from dml.data.sets.sources import Source
 
 SITE = "https://vision.cs.utexas.edu/projects/finegrained/utzap50k"
 FILES = (RemoteFile("ut-zap50k-images.zip", urls=(f"{SITE}/ut-zap50k-images.zip",), by_hand=SITE),)

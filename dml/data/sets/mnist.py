@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile
-from dml.data.halves import halves
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
-from dml.data.written import Part, image_files
+from dml.data.sets.halves import halves
+from dml.data.sets.sources import Source
+from dml.data.sets.written import Part, image_files
 
 # Addresses and checksums: torchvision.datasets.MNIST.
 MD5 = {

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from platformdirs import user_cache_dir
 
-from dml.data.glyphs import require_complete, written_aside
 from dml.data.index import ImageIndex
+from dml.data.sets.glyphs import require_complete, written_aside
 from dml.errors import ConfigurationError, Problem
 
 CLASSES = {"train": 5, "val": 2, "test": 3}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.files import images_below
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.sources import Source
 
 # Addresses and checksums: torchvision.datasets.Omniglot.
 SITE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"

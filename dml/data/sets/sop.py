@@ -5,10 +5,10 @@ Its own lists are class-disjoint: products 1-11,318 train, 11,319-22,634 are tes
 
 import numpy as np
 
-from dml.data.download import RemoteFile
+from dml.data.fetch.download import RemoteFile
 from dml.data.index import ImageIndex
 from dml.data.protocols import training_splits
-from dml.data.sources import Source
+from dml.data.sets.sources import Source
 
 FILES = (
     RemoteFile(

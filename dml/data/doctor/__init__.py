@@ -1,0 +1,1 @@
+"""The health of a labelled set of images: dml-data doctor."""
