@@ -4,18 +4,21 @@ Torch-free, so that reports and checks start quickly.
 """
 
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dml.errors import RunError
+from dml.evaluation.names import is_fraction
 
 FORMAT = 1
 FILE = "record.json"
@@ -67,7 +70,9 @@ def problems(record: Mapping[str, Any]) -> list[str]:
     metrics = record.get("metrics")
     for split, values in metrics.items() if isinstance(metrics, Mapping) else ():
         for name, value in (values or {}).items():
-            if not isinstance(value, float) or not 0 <= value <= 1:
+            if not isinstance(value, float) or not math.isfinite(value):
+                found.append(f"metrics.{split}.{name}={value} is no finite number")
+            elif is_fraction(name) and not 0 <= value <= 1:
                 found.append(f"metrics.{split}.{name}={value} is no fraction in [0, 1]")
     if record.get("format") not in (FORMAT, None):
         found.append(f"format {record['format']} is not {FORMAT}, which this version reads")
@@ -84,17 +89,23 @@ def write(record: Mapping[str, Any], directory: Path) -> Path:
 
 def write_json(content: Any, path: Path) -> Path:
     """Write JSON aside, then rename."""
+    with aside(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+    return path
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its name once it is written: all of it or nothing."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
+        with os.fdopen(handle, "wb") as file:
+            yield file
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink()
         raise
-    return path
 
 
 def read(directory: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dml.evaluation.retrieval import Result, evaluate, evaluate_detailed
+    from dml.evaluation.result import Result
+    from dml.evaluation.retrieval import evaluate, evaluate_detailed
 
 __all__ = ["Result", "evaluate", "evaluate_detailed"]
 

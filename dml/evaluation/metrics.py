@@ -9,13 +9,13 @@ float64 [n], one value in [0, 1] per query.  Positions past the end of the galle
 are misses for precision, and recall is 1 from there on.
 """
 
-import re
 from collections.abc import Callable
-from difflib import get_close_matches
+from math import nan
+from typing import NamedTuple
 
 import numpy as np
 
-from dml.evaluation.ranks import Depth, Ranks
+from dml.evaluation.ranks import Ranks
 
 Cut = int | np.ndarray
 
@@ -42,45 +42,54 @@ def recall_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
 
 def precision_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
     """Share of positives among the k nearest; always divided by k."""
-    return _hits(ranks, k) / k
+    return hits_at_k(ranks, k) / k
 
 
 def r_precision(ranks: Ranks) -> np.ndarray:
     """Precision at k = R."""
-    return _hits(ranks, ranks.relevant) / ranks.relevant
+    return hits_at_k(ranks, ranks.relevant) / ranks.relevant
 
 
 def map_at_r(ranks: Ranks) -> np.ndarray:
     """MAP@R (Musgrave et al., ECCV 2020, arXiv:2003.08505): (1/R) sum of precision@i over hits i <= R."""
-    return _precisions(ranks, ranks.relevant) / ranks.relevant
+    return precision_sum(ranks, ranks.relevant) / ranks.relevant
 
 
 def map_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
     """Sum of precision@i over hits i <= k, divided by min(k, R), the most hits there can be."""
-    return _precisions(ranks, k) / np.minimum(k, ranks.relevant)
+    return precision_sum(ranks, k) / np.minimum(k, ranks.relevant)
 
 
 def mean_average_precision(ranks: Ranks) -> np.ndarray:
     """Average precision over the whole ranking: precision@i at each positive, averaged over R."""
-    return _precisions(ranks, ranks.gallery) / ranks.relevant
+    return precision_sum(ranks, ranks.gallery) / ranks.relevant
+
+
+def map_cut_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
+    """Sum of precision@i over hits i <= k, divided by R: trec_eval's map_cut."""
+    return precision_sum(ranks, k) / ranks.relevant
 
 
 def mrr(ranks: Ranks) -> np.ndarray:
-    """1 / position of the first positive.
+    """1 / position of the first positive."""
+    first = ranks.start
+    return _mean_over_places(
+        lambda place, above, tied, hits: 1 / (above + place),
+        *(a[first] for a in (ranks.above, ranks.tied, ranks.hits)),
+    )
 
-    Within the best tie group the first positive is at place x with probability
-    C(T - x, P - 1) / C(T, P).
+
+def minp(ranks: Ranks) -> np.ndarray:
+    """R / position of the last positive: mINP (Ye et al., TPAMI 2021, arXiv:2001.04193).
+
+    Seen from the end of its tie group, the last positive stands where the first does from the front.
     """
-    groups = np.stack([a[ranks.start] for a in (ranks.above, ranks.tied, ranks.hits)])
-    distinct, which = np.unique(groups, axis=1, return_inverse=True)
-    values = np.empty(distinct.shape[1])
-    for i, (above, tied, hits) in enumerate(distinct.T):
-        place = np.arange(1, tied - hits + 2)
-        # the quotient of the probabilities of places x + 1 and x
-        ratio = (tied - place[:-1] - hits + 1) / (tied - place[:-1])
-        probability = hits / tied * np.cumprod(np.concatenate([[1.0], ratio]))
-        values[i] = (probability / (above + place)).sum()
-    return values[which.ravel()]
+    last = np.append(ranks.start[1:], len(ranks.above)) - 1
+    return _mean_over_places(
+        lambda place, above, tied, hits, relevant: relevant / (above + tied + 1 - place),
+        *(a[last] for a in (ranks.above, ranks.tied, ranks.hits)),
+        ranks.relevant,
+    )
 
 
 def ndcg_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
@@ -104,19 +113,12 @@ def ndcg(ranks: Ranks) -> np.ndarray:
     return ndcg_at_k(ranks, ranks.gallery)
 
 
-def _seen(ranks: Ranks, k: Cut) -> np.ndarray:
-    """How many places of each tie group lie within the k nearest."""
-    k = np.broadcast_to(k, len(ranks))
-    per_level = np.repeat(k, np.diff(ranks.start, append=len(ranks.above)))
-    return np.clip(per_level - ranks.above, 0, ranks.tied)
-
-
-def _hits(ranks: Ranks, k: Cut) -> np.ndarray:
+def hits_at_k(ranks: Ranks, k: Cut) -> np.ndarray:
     """Expected number of positives among the k nearest."""
     return np.add.reduceat(ranks.hits * _seen(ranks, k) / ranks.tied, ranks.start)
 
 
-def _precisions(ranks: Ranks, k: Cut) -> np.ndarray:
+def precision_sum(ranks: Ranks, k: Cut) -> np.ndarray:
     """Expected sum of precision@i over the hits i <= k.
 
     In a tie group with H positives before it, place s (position above + s) holds a positive with
@@ -136,48 +138,59 @@ def _precisions(ranks: Ranks, k: Cut) -> np.ndarray:
     return np.add.reduceat(np.where(seen > 0, share, 0.0), ranks.start)
 
 
-# name: (function, which positives' ranks it needs: the best, all, or all down to R)
-METRICS: dict[str, tuple[Callable, str]] = {
-    "recall@k": (recall_at_k, "best"),
-    "precision@k": (precision_at_k, "all"),
-    "map@k": (map_at_k, "all"),
-    "ndcg@k": (ndcg_at_k, "all"),
-    "map@r": (map_at_r, "relevant"),
-    "r_precision": (r_precision, "relevant"),
-    "map": (mean_average_precision, "all"),
-    "ndcg": (ndcg, "all"),
-    "mrr": (mrr, "best"),
-}
+def _seen(ranks: Ranks, k: Cut) -> np.ndarray:
+    """How many places of each tie group lie within the k nearest."""
+    k = np.broadcast_to(k, len(ranks))
+    per_level = np.repeat(k, np.diff(ranks.start, append=len(ranks.above)))
+    return np.clip(per_level - ranks.above, 0, ranks.tied)
 
 
-def parse(name: str) -> tuple[Callable[[Ranks], np.ndarray], Depth]:
-    """The function of a metric's name, and how deep it needs the ranks.
+def _mean_over_places(value: Callable[..., np.ndarray], *groups: np.ndarray) -> np.ndarray:
+    """Mean of value(place, *group) over the places of a tie group's first positive, 1, 2, ...
 
-    Names are the keys of METRICS with k a positive whole number: "recall@1", "map@r", "ndcg@10".
-    Raises ValueError, naming the nearest legal names.
+    groups: above, tied, hits and whatever else `value` takes; int64 [n] each.  The first positive of
+    T tied items, P of them positive, is at place x with probability C(T - x, P - 1) / C(T, P).
     """
-    everything = np.iinfo(np.int64).max
-    match = re.fullmatch(r"(.+)@([1-9][0-9]{0,17})", name) if isinstance(name, str) else None
-    key = f"{match[1]}@k" if match else name
-    if key not in METRICS or (not match and key.endswith("@k")):
-        raise ValueError(_unknown(name))
-    function, need = METRICS[key]
-    k = int(match[2]) if match else everything
-    depth = Depth(
-        best=0 if need == "relevant" else k,
-        others=k if need == "all" else 0,
-        relevant=need == "relevant",
-    )
-    return (lambda ranks: function(ranks, k)) if match else function, depth
+    _, tied, hits = groups[:3]
+    values = value(np.ones_like(tied), *groups)
+    mixed = np.flatnonzero(hits < tied)
+    distinct, which = np.unique([a[mixed] for a in groups], axis=1, return_inverse=True)
+    means = np.empty(distinct.shape[1])
+    for i, group in enumerate(distinct.T):
+        tied, hits = group[1:3]
+        place = np.arange(1, tied - hits + 2)
+        # the quotient of the probabilities of places x + 1 and x
+        ratio = (tied - place[:-1] - hits + 1) / (tied - place[:-1])
+        probability = hits / tied * np.cumprod(np.concatenate([[1.0], ratio]))
+        means[i] = (probability * value(place, *group)).sum()
+    values[mixed] = means[which.ravel()]
+    return values
 
 
-def _unknown(name: object) -> str:
-    names = list(METRICS)
-    text = str(name)
-    known = re.sub(r"@\d+$", "@k", text.lower().strip())
-    near = get_close_matches(known, names, n=3, cutoff=0.5) or names
-    example = " (k a positive whole number, for example recall@10)"
-    return (
-        f"unknown metric {text!r}; the nearest are {', '.join(near)}"
-        f"{example if any(n.endswith('@k') for n in near) else ''}"
-    )
+class Ranked(NamedTuple):
+    """A metric of ranks.
+
+    function: of Ranks, and of k where the name has one.  depth: which positives' ranks it needs: the
+    "best", "all", or all down to R ("relevant").  lone: its value for a query without a positive; nan
+    leaves the query out of the mean.
+    """
+
+    function: Callable[..., np.ndarray]
+    depth: str
+    lone: float = nan
+
+
+RANKED = {
+    "recall@k": Ranked(recall_at_k, "best"),
+    "cmc@k": Ranked(recall_at_k, "best"),
+    "precision@k": Ranked(precision_at_k, "all"),
+    "map@k": Ranked(map_at_k, "all"),
+    "map_cut@k": Ranked(map_cut_at_k, "all"),
+    "ndcg@k": Ranked(ndcg_at_k, "all"),
+    "map@r": Ranked(map_at_r, "relevant"),
+    "r_precision": Ranked(r_precision, "relevant"),
+    "map": Ranked(mean_average_precision, "all"),
+    "ndcg": Ranked(ndcg, "all"),
+    "mrr": Ranked(mrr, "best"),
+    "minp": Ranked(minp, "all"),
+}

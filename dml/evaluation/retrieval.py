@@ -1,49 +1,28 @@
-"""`evaluate`: retrieval metrics of embeddings, exact and in bounded memory.
+"""`evaluate`: metrics of embeddings, exact and in bounded memory.
 
-The protocol is in docs/protocol.md.
+The protocol is in docs/protocol.md, the names of the metrics in `names`.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dml.evaluation.metrics import parse
-from dml.evaluation.neighbours import Search, layout
+from dml.evaluation.clusters import cluster
+from dml.evaluation.inputs import Array, Inputs, checked, one_of
+from dml.evaluation.names import FAMILIES, Metric, parse
+from dml.evaluation.neighbours import Layout, Search, layout
+from dml.evaluation.pairs import Pairs, Progress
 from dml.evaluation.ranks import Depth
+from dml.evaluation.result import Result
 from dml.evaluation.scores import SIMILARITIES, Scorer, full_precision
 
 DEFAULT_METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision")
 BACKENDS = ("faiss", "torch")
-
-Array = Tensor | np.ndarray
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an evaluation found.
-
-    metrics: name -> mean over the queries that have a positive, in [0, 1].
-    per_query: name -> float64 [q] in the caller's order, nan for queries without a positive.
-    relevant: int64 [q], positives of each query in the gallery.
-    num_queries: all queries.  lone_queries: those without a positive, which no metric counts.
-    protocol: one line that says how the numbers were made.
-    """
-
-    metrics: dict[str, float]
-    per_query: dict[str, np.ndarray]
-    relevant: np.ndarray
-    num_queries: int
-    lone_queries: int
-    gallery_size: int
-    similarity: str
-    backend: str
-    protocol: str
+AVERAGES = ("micro", "macro")
 
 
 def evaluate(
@@ -57,24 +36,28 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     backend: Literal["faiss", "torch"] = "faiss",
     similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
+    average: Literal["micro", "macro"] = "micro",
     memory: int = 1 << 30,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Retrieval metrics, averaged over the queries that have a positive.
+    """Metrics of embeddings: name -> value.
 
     query [q, d], gallery [g, d]: embeddings, tensors or arrays of real numbers; computed in float32.
     query_labels [q], gallery_labels [g]: integers, the full range of int64.
     gallery=None: the queries against themselves, each excluded from its own results.
     query_ids [q], gallery_ids [g]: integers or strings, unique within each set. A gallery item with
     the query's id is excluded from that query's results. Without ids (and with a gallery) nothing is.
-    metrics: recall@k, precision@k, map@k and ndcg@k for any k, map@r, r_precision, map, ndcg, mrr.
+    metrics: names, for example recall@k, map@r, auc, nmi, uniformity; all are in docs/protocol.md.
     backend: "faiss" (CPU) or "torch" (where the query tensor lies, CPU or GPU); equal results.
     similarity: "cosine" normalises, "dot" and "euclidean" take the embeddings as they are.
-    memory: bytes for the search, above the embeddings and one prepared float32 copy of them.
+    average: "micro", the mean over the queries that have a positive, or "macro", the mean over classes
+    of the means over their queries. Metrics of the whole set (auc, nmi ...) have no average.
+    memory: bytes for the search, above the embeddings and one prepared float32 copy of them (one more
+    for clusterings, and for diagnostics where the similarity is not the cosine).
     progress: called now and then with the share that is done, in (0, 1].
 
-    Returns name -> value in [0, 1].  Exact: ties are averaged over their orders, so the values do
-    not depend on the order of the data.  Random state, thread settings and autograd are untouched.
+    Exact: ties are averaged over their orders, so the values do not depend on the order of the data.
+    Random state, thread settings and autograd are untouched.
     Raises ValueError for input that cannot be evaluated, saying what and where.
     """
     return evaluate_detailed(
@@ -87,6 +70,7 @@ def evaluate(
         metrics=metrics,
         backend=backend,
         similarity=similarity,
+        average=average,
         memory=memory,
         progress=progress,
     ).metrics
@@ -103,210 +87,152 @@ def evaluate_detailed(
     metrics: Sequence[str] = DEFAULT_METRICS,
     backend: Literal["faiss", "torch"] = "faiss",
     similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
+    average: Literal["micro", "macro"] = "micro",
     memory: int = 1 << 30,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
-    """`evaluate` with counts and per-query values; the arguments are the same."""
+    """`evaluate` with counts, per-query values and a table of classes; the arguments are the same."""
     names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
     if not names:
         raise ValueError("metrics is empty; ask for at least one, for example recall@1")
     parsed = {name: parse(name) for name in names}
-    _one_of("backend", backend, BACKENDS)
-    _one_of("similarity", similarity, SIMILARITIES)
+    one_of("backend", backend, BACKENDS)
+    one_of("similarity", similarity, SIMILARITIES)
+    one_of("average", average, AVERAGES)
     if not isinstance(memory, int) or memory <= 0:
         raise ValueError(f"memory={memory!r} must be a positive number of bytes")
-
-    device = query.device if isinstance(query, Tensor) else torch.device("cpu")
-    if backend == "faiss":
-        device = torch.device("cpu")
-    query_values = _embeddings("query", query, device)
-    query_classes = _labels("query_labels", query_labels, len(query_values), "query")
-    gallery_values = gallery_classes = None
-    if gallery is not None:
-        gallery_values = _embeddings("gallery", gallery, device)
-        if gallery_values.shape[1] != query_values.shape[1]:
-            raise ValueError(
-                f"query has {query_values.shape[1]} dimensions and gallery "
-                f"{gallery_values.shape[1]}; both must come from the same encoder"
-            )
-        if gallery_labels is None:
-            raise ValueError("gallery is given without gallery_labels")
-        gallery_classes = _labels("gallery_labels", gallery_labels, len(gallery_values), "gallery")
-    else:
-        for name, value in (("gallery_labels", gallery_labels), ("gallery_ids", gallery_ids)):
-            if value is not None:
-                raise ValueError(f"{name} is given without gallery")
-    self_column = _self_columns(query_ids, gallery_ids, len(query_values), gallery_values)
-
-    groups = layout(query_classes, gallery_classes, self_column)
+    device = torch.device("cpu")
+    if backend == "torch" and isinstance(query, Tensor):
+        device = query.device
+    inputs = checked(query, query_labels, gallery, gallery_labels, query_ids, gallery_ids, device)
+    groups = layout(inputs.query_labels, inputs.gallery_labels, inputs.self_column)
     if not groups.relevant.any():
         raise ValueError(
-            f"none of the {len(query_values)} queries has a positive in the gallery: "
+            f"none of the {len(inputs.query)} queries has a positive in the gallery: "
             "no metric is defined. Are query and gallery labels numbered alike?"
         )
-    size = len(query_values) if gallery_values is None else len(gallery_values)
-    depths = [depth for _, depth in parsed.values()]
+
+    with full_precision(device):
+        per_query, found = _values(parsed, inputs, groups, backend, similarity, memory, progress)
+    found |= {
+        name: mean_of(values, inputs.query_labels, average) for name, values in per_query.items()
+    }
+    relevant = np.empty(len(inputs.query), dtype=np.int64)
+    relevant[groups.query_order] = groups.relevant
+    lone = int((relevant == 0).sum())
+    return Result(
+        metrics={name: found[name] for name in names},
+        per_query=per_query,
+        ids=inputs.ids,
+        labels=inputs.query_labels,
+        relevant=relevant,
+        num_queries=len(relevant),
+        lone_queries=lone,
+        gallery_size=inputs.gallery_size,
+        similarity=similarity,
+        backend=backend,
+        protocol=_protocol(inputs, lone, similarity, average),
+    )
+
+
+def _values(
+    parsed: Mapping[str, Metric],
+    inputs: Inputs,
+    groups: Layout,
+    backend: str,
+    similarity: str,
+    memory: int,
+    progress: Progress | None,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """(name -> value of each query, name -> value of the whole set); each metric is in one of them."""
+    wanted = {
+        family: {name: metric for name, metric in parsed.items() if metric.family == family}
+        for family in FAMILIES
+    }
+    stage = _stages(progress, sum(map(bool, wanted.values())))
+    device = inputs.query.device
+    query_rows = (inputs.query, torch.from_numpy(groups.query_order).to(device))
+    gallery_rows = None
+    if inputs.gallery is not None:
+        gallery_rows = (inputs.gallery, torch.from_numpy(groups.gallery_order).to(device))
+    scorer = Scorer(query_rows, gallery_rows, similarity)
+    per_query, found = {}, {}
+    if asked := wanted["ranks"]:
+        per_query = _rank_metrics(asked, scorer, groups, backend, memory, next(stage))
+    if asked := wanted["verification"]:
+        counts = Pairs(scorer, groups, memory, next(stage)).counts()
+        found |= {name: metric.compute(counts) for name, metric in asked.items()}
+    if asked := wanted["clusters"]:
+        next(stage)
+        clustering = cluster(scorer.query.values.cpu().numpy(), groups.query_class)
+        found |= {name: metric.compute(clustering) for name, metric in asked.items()}
+    if asked := wanted["diagnostics"]:
+        if similarity != "cosine":
+            scorer = Scorer(query_rows, gallery_rows, "cosine")
+        pairs = Pairs(scorer, groups, memory, next(stage))
+        found |= {name: metric.compute(pairs) for name, metric in asked.items()}
+    if progress is not None:
+        progress(1.0)
+    return per_query, found
+
+
+def _rank_metrics(
+    metrics: Mapping[str, Metric],
+    scorer: Scorer,
+    groups: Layout,
+    backend: str,
+    memory: int,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """Name -> float64 [q] in the caller's order."""
+    depths = [metric.depth for metric in metrics.values() if metric.depth]
+    size = len(scorer.gallery)
     depth = Depth(
         best=min(size, max(d.best for d in depths)),
         others=min(size, max(d.others for d in depths)),
         relevant=any(d.relevant for d in depths),
     )
-
-    values = {name: np.full(len(query_values), np.nan) for name in names}
     order = groups.query_order
-    with full_precision(device):
-        query_rows = (query_values, torch.from_numpy(groups.query_order).to(device))
-        gallery_rows = None
-        if gallery_values is not None:
-            gallery_rows = (gallery_values, torch.from_numpy(groups.gallery_order).to(device))
-        scorer = Scorer(query_rows, gallery_rows, similarity)
-        search = Search(scorer, groups, depth, backend, memory)
-        for part in search.chunks():
-            report = None if progress is None else _share(progress, part, len(order))
-            kept = order[part][groups.relevant[part] > 0]
-            if not len(kept):
-                continue
-            ranks = search.ranks(part, report)
-            for name, (function, _) in parsed.items():
-                values[name][kept] = function(ranks)
-    if progress is not None:
-        progress(1.0)
-
-    relevant = np.empty(len(order), dtype=np.int64)
-    relevant[order] = groups.relevant
-    counted = relevant > 0
-    lone = int((~counted).sum())
-    return Result(
-        # fsum rounds once, so that the order of the queries cannot matter
-        metrics={name: math.fsum(v[counted]) / int(counted.sum()) for name, v in values.items()},
-        per_query=values,
-        relevant=relevant,
-        num_queries=len(order),
-        lone_queries=lone,
-        gallery_size=size,
-        similarity=similarity,
-        backend=backend,
-        protocol=_protocol(len(order), lone, size, gallery is None, similarity, self_column),
-    )
+    values = {name: np.full(len(order), metric.lone) for name, metric in metrics.items()}
+    search = Search(scorer, groups, depth, backend, memory)
+    for part in search.chunks():
+        kept = order[part][groups.relevant[part] > 0]
+        if len(kept):
+            ranks = search.ranks(part, _part(progress, part.start, part.stop, len(order)))
+            for name, metric in metrics.items():
+                values[name][kept] = metric.compute(ranks)
+    progress(1.0)
+    return values
 
 
-def _share(progress: Callable[[float], None], part: slice, total: int) -> Callable[[float], None]:
-    return lambda share: progress((part.start + share * (part.stop - part.start)) / total)
+def mean_of(values: np.ndarray, labels: np.ndarray, average: str) -> float:
+    """The mean of the values that are not nan (micro), or of the means of their classes (macro)."""
+    counted = ~np.isnan(values)
+    values = values[counted]
+    if average == "macro":
+        _, codes, sizes = np.unique(labels[counted], return_inverse=True, return_counts=True)
+        # sorted, so that not even the order within a class can matter
+        order = np.lexsort((values, codes))
+        values = np.add.reduceat(values[order], np.cumsum(sizes) - sizes) / sizes
+    return math.fsum(values) / len(values)  # rounded once: the order of the queries cannot matter
 
 
-def _one_of(name: str, value: object, legal: Sequence[str]) -> None:
-    if value not in legal:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(legal)}")
+def _stages(progress: Progress | None, count: int) -> Iterator[Progress]:
+    """One callable per stage of the evaluation, each for its share of the whole."""
+    for stage in range(count):
+        yield _part(progress or (lambda share: None), stage, stage + 1, count)
 
 
-def _embeddings(name: str, value: Array, device: torch.device) -> Tensor:
-    """Real numbers [n, d] on `device`, checked; float64 stays float64 here."""
-    if not isinstance(value, Tensor):
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{name} holds {array.dtype}, not real numbers")
-        native = array.dtype.kind == "f" and array.dtype.itemsize <= 8
-        kind = array.dtype.newbyteorder("=") if native else np.float64
-        array = np.ascontiguousarray(array, dtype=kind)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # read-only memory is only read
-            value = torch.from_numpy(array)
-    elif value.is_complex() or value.dtype == torch.bool:
-        raise ValueError(f"{name} holds {value.dtype}, not real numbers")
-    value = value.detach()
-    if value.ndim != 2:
-        raise ValueError(f"{name} has shape {list(value.shape)}; expected [items, dimensions]")
-    if 0 in value.shape:
-        raise ValueError(f"{name} is empty: shape {list(value.shape)}")
-    value = value.to(device)
-    rows = max(1, (1 << 20) // value.shape[1])
-    bad = [
-        start + (~part.float().isfinite().all(1)).nonzero()[:, 0]
-        for start, part in zip(range(0, len(value), rows), value.split(rows), strict=True)
-    ]
-    bad = torch.cat(bad).tolist()
-    if bad:
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise ValueError(
-            f"{name} holds NaN, infinity or numbers beyond float32 in row"
-            f"{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad[:5]))}{more}"
-        )
-    return value
+def _part(progress: Progress, start: int, stop: int, total: int) -> Progress:
+    return lambda share: progress((start + share * (stop - start)) / total)
 
 
-def _labels(name: str, value: Array, length: int, of: str) -> np.ndarray:
-    """int64 [length]."""
-    array = _vector(name, value, length, of)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} holds {array.dtype}; labels must be integers")
-    return _int64(name, array)
-
-
-def _int64(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} holds {array.max()}, beyond int64")
-    return array.astype(np.int64)
-
-
-def _vector(name: str, value: Array, length: int, of: str) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {list(array.shape)}; expected one dimension")
-    if len(array) != length:
-        raise ValueError(f"{name} has {len(array)} entries for {length} rows of {of}")
-    return array
-
-
-def _ids(name: str, value: Array, length: int, of: str) -> np.ndarray:
-    array = _vector(name, value, length, of)
-    if array.dtype.kind not in "iuUS":
-        raise ValueError(f"{name} holds {array.dtype}; ids must be integers or strings")
-    if array.dtype.kind in "iu":
-        array = _int64(name, array)
-    distinct, counts = np.unique(array, return_counts=True)
-    if len(distinct) < length:
-        twice = distinct[counts > 1][:5].tolist()
-        raise ValueError(
-            f"{name} must be unique: {length - len(distinct)} repeat, for example {twice[0]!r}"
-        )
-    return array
-
-
-def _self_columns(
-    query_ids: Array | None, gallery_ids: Array | None, queries: int, gallery: Tensor | None
-) -> np.ndarray:
-    """For each query the gallery position with its id, or -1; int64 [queries]."""
-    if gallery is None:
-        if query_ids is not None:
-            _ids("query_ids", query_ids, queries, "query")
-        return np.arange(queries)
-    if query_ids is None and gallery_ids is None:
-        return np.full(queries, -1)
-    if query_ids is None or gallery_ids is None:
-        missing = "query_ids" if query_ids is None else "gallery_ids"
-        raise ValueError(f"{missing} is missing: ids are needed for both sets, or for neither")
-    left = _ids("query_ids", query_ids, queries, "query")
-    right = _ids("gallery_ids", gallery_ids, len(gallery), "gallery")
-    if (left.dtype.kind in "iu") != (right.dtype.kind in "iu"):
-        raise ValueError(f"query_ids hold {left.dtype} and gallery_ids {right.dtype}")
-    return _positions(left, right)
-
-
-def _positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each of `wanted` is in `among`, or -1."""
-    order = np.argsort(among, kind="stable")
-    place = np.searchsorted(among, wanted, sorter=order)
-    candidate = order[np.minimum(place, len(among) - 1)]
-    return np.where(among[candidate] == wanted, candidate, -1)
-
-
-def _protocol(
-    queries: int, lone: int, size: int, own: bool, similarity: str, self_column: np.ndarray
-) -> str:
-    excluded = int((self_column >= 0).sum())
-    against = "each other" if own else f"a gallery of {size}"
+def _protocol(inputs: Inputs, lone: int, similarity: str, average: str) -> str:
+    excluded = int((inputs.self_column >= 0).sum())
+    against = f"a gallery of {inputs.gallery_size}" if inputs.gallery is not None else "each other"
+    over = "queries" if average == "micro" else "classes"
     return (
-        f"{queries} queries against {against}, {excluded} excluded from their own results by id; "
-        f"{lone} without a positive left out; {similarity} similarity of float32 embeddings, "
-        "exact search; ties averaged over their orders; mean over queries"
+        f"{len(inputs.query)} queries against {against}, {excluded} excluded from their own results "
+        f"by id; {lone} without a positive left out; {similarity} similarity of float32 embeddings, "
+        f"exact search; ties averaged over their orders; mean over {over}"
     )

@@ -24,6 +24,7 @@ GRID = 2.0**-26  # of a vector's length; see the module's text
 # Elements prepared at a time. On a CPU: few enough for its cache, and not enough for torch to share
 # each small step out to threads, which costs more than it saves, most of all on a busy machine.
 CPU_CHUNK, GPU_CHUNK = 1 << 15, 1 << 24
+UNITS_CHUNK = 1 << 22  # elements; fewer would make more of the matrix decompositions they go into
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class Scorer:
         gallery: tuple[Tensor, Tensor] | None,
         similarity: str,
     ):
-        self.euclidean = similarity == "euclidean"
+        self.euclidean, self.dot = similarity == "euclidean", similarity == "dot"
+        self.source = query
         self.query, self.gallery = prepare(query, gallery, similarity)
         self.dim = self.query.values.shape[1]
         self.half_squares = (self.gallery.squares / 2).float() if self.euclidean else None
@@ -207,6 +209,18 @@ class Scorer:
         self.distance_error = factor * (lengths + longest) ** 2 + least  # |q|^2 + |g|^2 - 2 q g
         self.trusted = self._bound_holds()
 
+    def units(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The queries divided by their lengths, whatever the similarity: (rows, float64 [rows, d]).
+
+        In chunks; not rounded to a grid. A zero vector stays zero.
+        """
+        values, order = self.source
+        step = max(self.dim, UNITS_CHUNK // self.dim)
+        for start in range(0, len(order), step):
+            part = slice(start, start + step)
+            rows = values[order[part]].float().double()
+            yield part, rows.div_(_safe(rows.norm(dim=1))[:, None]).cpu().numpy()
+
     def product(self, rows: Tensor | slice, columns: slice, out: Tensor | None = None) -> Tensor:
         """Inner products in float32, [rows, columns]."""
         return torch.mm(self.query.values[rows], self.gallery.values[columns].T, out=out)
@@ -215,29 +229,27 @@ class Scorer:
         """What to subtract from the inner products with items to order them like the similarity."""
         return None if self.half_squares is None else self.half_squares[columns]
 
-    def band(
-        self, query: np.ndarray, score: np.ndarray, from_faiss: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def band(self, query: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(low, high), float32 [n], for similarities `score` [n] of queries `query` [n].
 
-        An item whose near value is above `high` has a larger similarity, below `low` a smaller one;
-        in between the exact similarity must tell.  `from_faiss`: the near value is what faiss
-        returns (the inner product, or minus the squared distance).
+        An item whose `product` less `offset` is above `high` has a larger similarity, below `low` a
+        smaller one; in between the exact similarity must tell.
         """
         centre = score.astype(np.float64)
-        # one unit in the last place of the similarity, itself a float32
-        width = np.abs(centre) * 2.0**-23 + 2.0**-148
-        if not self.euclidean:
+        width = _last_place(centre)
+        if self.euclidean:
+            centre = (self.query_squares[query] + centre) / 2
+            width = width / 2 + self.error[query]
+        else:
             weight = self.query_weight[query]
             centre, width = centre / weight, width / weight
             width = (width + np.abs(centre) * self.stray) * 1.001 + self.error[query]
-        elif from_faiss:
-            width = width + self.distance_error[query]
-        else:
-            centre = (self.query_squares[query] + centre) / 2
-            width = width / 2 + self.error[query]
-        low, high = (centre - width).astype(np.float32), (centre + width).astype(np.float32)
-        return np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
+        return _outward(centre, width)
+
+    def distance_band(self, query: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`band` for minus the squared distance as faiss computes it, of euclidean similarities."""
+        centre = score.astype(np.float64)
+        return _outward(centre, _last_place(centre) + self.distance_error[query])
 
     def exact(self, rows: Tensor | slice, columns: slice) -> Tensor:
         """Similarities, float32 [rows, columns]."""
@@ -247,6 +259,15 @@ class Scorer:
             lambda of_query: of_query[rows, None],
             lambda of_item: of_item[columns],
         )
+
+    def comparable(self, scores: Tensor, rows: slice) -> Tensor:
+        """Similarities [rows, n] of different queries on one scale, which a ranking has no need of.
+
+        An inner product lacks its query's power of two; float64, so that putting it back loses nothing.
+        """
+        if not self.dot:
+            return scores
+        return scores.double().div_(self.query.weight[rows, None])
 
     def exact_blocks(self, rows: slice, columns: slice, blocks: int) -> Tensor:
         """Similarities within `blocks` equal consecutive parts of both slices, float32 [blocks, r, c]."""
@@ -303,6 +324,17 @@ class Scorer:
         exact = self.query.values[rows].double() @ self.gallery.values[columns].double().T
         error = torch.from_numpy(self.error[rows, None]).to(near.device)
         return bool(((near - exact).abs() <= error).all())
+
+
+def _last_place(similarity: np.ndarray) -> np.ndarray:
+    """One unit in the last place of a similarity, which is a float32, or a little more."""
+    return np.abs(similarity) * 2.0**-23 + 2.0**-148
+
+
+def _outward(centre: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 bounds of centre -+ width, rounded outward."""
+    low, high = (centre - width).astype(np.float32), (centre + width).astype(np.float32)
+    return np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
 
 
 @contextmanager

@@ -10,26 +10,53 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-_path = Path(__file__).parents[1] / "reference" / "metrics.py"
-_spec = importlib.util.spec_from_file_location("reference_metrics", _path)
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+
+def _reference(name):
+    path = Path(__file__).parents[1] / "reference" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference, reference_of_sets = _reference("metrics"), _reference("metrics_of_sets")
 
 ALL = (
     "recall@1",
     "recall@3",
     "recall@1000",
+    "cmc@2",
     "precision@1",
     "precision@5",
     "map@r",
     "r_precision",
     "map",
     "map@3",
+    "map_cut@3",
     "mrr",
+    "minp",
     "ndcg",
     "ndcg@4",
+    "legacy/map_c",
+    "legacy/map@4_rdml",
+    "legacy/map@r@2_pml",
+    "legacy/map@3_oml",
+    "legacy/precision@3_oml",
+    "legacy/recall_optimistic@2",
+    "legacy/recall_lone_missed@2",
+)
+SETS = (
+    "auc",
+    "fnmr@fmr=0.1",
+    "fnmr@fmr=2e-2",
+    "alignment",
+    "uniformity",
+    "rho_spectrum",
+    "pcf@0.9",
+    "intra_inter",
 )
 BACKENDS = ("torch", "faiss")
 
@@ -51,6 +78,48 @@ def agree(package, query, labels, metrics=ALL, tolerance=1e-9, memory=1 << 30, *
                 result.per_query[metric], expected, atol=tolerance, rtol=0, err_msg=metric
             )
             assert abs(result.metrics[metric] - means[metric]) <= tolerance, metric
+
+
+def expected_of_sets(query, labels, metrics, similarity="cosine", **gallery):
+    """Metric -> value, or None where it is not defined."""
+    own = "gallery" not in gallery
+    items = query if own else gallery["gallery"]
+    item_labels = labels if own else gallery["gallery_labels"]
+    ids = (range(len(query)), range(len(query))) if own else (None, None)
+    ids = (gallery.get("query_ids", ids[0]), gallery.get("gallery_ids", ids[1]))
+    pairs = reference_of_sets.pairs_of(labels, item_labels, *ids)
+    table = reference.similarities(query, items, similarity)
+    same = [table[i][j] for i, j, alike in pairs if alike]
+    different = [table[i][j] for i, j, alike in pairs if not alike]
+    sizes = np.unique(labels, return_counts=True)[1]
+
+    def value(metric):
+        name, _, number = metric.replace("fmr=", "").partition("@")
+        if name in ("auc", "fnmr"):
+            function = getattr(reference_of_sets, name)
+            return function(same, different, *([number] if number else [])) if different else None
+        if name in ("alignment", "uniformity"):
+            return getattr(reference_of_sets, name)(query, items, pairs)
+        if name == "intra_inter":
+            if len(sizes) < 2 or max(sizes) < 2:
+                return None
+            return reference_of_sets.intra_inter(query, labels)
+        return getattr(reference_of_sets, name)(query, *([number] if number else []))
+
+    return {metric: value(metric) for metric in metrics}
+
+
+def agree_on_sets(package, query, labels, metrics=SETS, memory=1 << 30, tolerance=1e-6, **options):
+    """Metrics of the whole set equal the reference, or are refused where they are not defined."""
+    expected = expected_of_sets(query, labels, metrics, **options)
+    for metric in metrics:
+        if expected[metric] is None:
+            del expected[metric]
+            with pytest.raises(ValueError, match="need"):
+                package.evaluate(query, labels, metrics=metric, memory=memory, **options)
+    found = package.evaluate(query, labels, metrics=tuple(expected), memory=memory, **options)
+    for metric, value in expected.items():
+        assert abs(found[metric] - value) <= tolerance, (metric, found, value)
 
 
 # -- self
@@ -138,6 +207,37 @@ def collapse_scores_chance(package):
             np.testing.assert_allclose(per_query["recall@4"], drawn, rtol=1e-13)
 
 
+def collapse_shows_in_the_whole_set(package):
+    """Constant embeddings: pairs at chance, all refused at a strict threshold, a point in space."""
+    labels = np.repeat(np.arange(5), [2, 3, 5, 10, 30])
+    expected = {
+        "auc": 0.5,
+        "fnmr@fmr=0.1": 1.0,
+        "alignment": 0.0,
+        "uniformity": 0.0,
+        "pcf@0.5": 0.0,
+        "intra_inter": 0.0,
+        "nmi": 0.0,
+    }
+    for similarity in ("cosine", "dot", "euclidean"):
+        found = package.evaluate(
+            np.full((50, 7), 0.3), labels, metrics=tuple(expected), similarity=similarity
+        )
+        for metric, value in expected.items():
+            assert abs(found[metric] - value) < 1e-6, metric
+
+
+def threshold_accepts_at_most_its_share(package):
+    """One query at 0, positives at 1, 3 and 5, ten negatives at 2, 4 ... 20."""
+    gallery = np.array([1.0, 3, 5, *range(2, 21, 2)])[:, None]
+    labels = [1] * 3 + [2] * 10
+    metrics = ("fnmr@fmr=0.05", "fnmr@fmr=0.1", "fnmr@fmr=0.19", "fnmr@fmr=0.2", "auc")
+    found = package.evaluate(
+        np.zeros((1, 1)), [1], gallery, labels, metrics=metrics, similarity="euclidean"
+    )
+    assert list(found.values()) == [2 / 3, 1 / 3, 1 / 3, 0.0, 1 - 3 / 30]
+
+
 def alike_vectors_tie(package):
     """Outputs of a collapsed model that differ in length, or by float32's rounding: cosine 1, chance."""
     rng = np.random.default_rng(6)
@@ -166,6 +266,11 @@ def order_of_the_data_changes_nothing(package):
             order = np.random.default_rng(seed).permutation(80)
             again = package.evaluate(x[order], labels[order], metrics=ALL, backend=backend)
             assert again == first
+    metrics = ("auc", "fnmr@fmr=0.1", "nmi", "ami", "f1")
+    first = package.evaluate(x, labels, metrics=metrics)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(80)
+        assert package.evaluate(x[order], labels[order], metrics=metrics) == first
 
 
 def ties_are_averaged_over_their_orders(package):
@@ -195,10 +300,12 @@ def perfect_is_one_for_every_class_size(package):
     centres = unit(np.random.default_rng(0).standard_normal((len(sizes), 64)))
     noise = 1e-3 * np.random.default_rng(1).standard_normal((len(labels), 64))
     metrics = ("recall@1", "precision@1", "map@r", "r_precision", "map", "map@5", "mrr", "ndcg@5")
+    metrics += ("cmc@1", "minp", "auc", "legacy/map@3_oml")
     for x in (centres[labels], centres[labels] + noise):
         for backend in BACKENDS:
             found = package.evaluate(x, labels, metrics=metrics, backend=backend)
             assert all(value == 1.0 for value in found.values()), found
+        assert package.evaluate(x, labels, metrics=["fnmr@fmr=1e-9"]) == {"fnmr@fmr=1e-9": 0.0}
 
 
 def hand_table(package):
@@ -216,6 +323,16 @@ def hand_table(package):
         "map@r": [1 / 2, 1 / 2, 1, 1, 0],
         "map": [3 / 4, 3 / 4, 1, 1, 5 / 12],
         "mrr": [1, 1, 1, 1, 1 / 3],
+        "minp": [2 / 4, 2 / 4, 1, 1, 2 / 4],
+        "map@2": [1 / 2, 1 / 2, 1, 1, 0],
+        "map_cut@2": [1 / 2, 1 / 2, 1, 1, 0],
+        "map@1": [1, 1, 1, 1, 0],
+        "map_cut@1": [1 / 2, 1 / 2, 1, 1, 0],
+        "legacy/map_c": [1 / 3, 1 / 3, 1 / 2, 1 / 2, 1 / 9],
+        "legacy/map@4_rdml": [1 / 2, 1 / 2, 1 / 2, 1 / 2, 5 / 18],
+        "legacy/map@r@1_pml": [1 / 2, 1 / 2, 1, 1, 0],
+        "legacy/map@3_oml": [1, 1, 1, 1, 1 / 3],
+        "legacy/precision@4_oml": [1, 1, 1, 1, 1],
     }
     for backend in BACKENDS:
         found = package.evaluate_detailed(
@@ -242,6 +359,27 @@ def mean_is_over_queries(package):
     labels = np.array([0] * 9 + [1] * 3 + [2, 3, 4])
     found = package.evaluate(x[:, None], labels, similarity="euclidean")
     assert found["recall@1"] == 9 / 12
+
+
+def macro_is_the_mean_over_classes(package):
+    """The same points: 0.5, since one of the two classes that count is right."""
+    x = np.concatenate([np.arange(9) * 0.01, 100 * np.arange(1, 4), 100 * np.arange(1, 4) + 0.1])
+    labels = np.array([0] * 9 + [1] * 3 + [2, 3, 4])
+    options = {"similarity": "euclidean", "metrics": ("recall@1", "map@r")}
+    found = package.evaluate_detailed(x[:, None], labels, average="macro", **options)
+    assert found.metrics["recall@1"] == 1 / 2
+    table = found.per_class()
+    assert table["label"].tolist() == [0, 1]
+    assert table["queries"].tolist() == [9, 3]
+    assert table["recall@1"].tolist() == [1.0, 0.0]
+    assert found.metrics["map@r"] == table["map@r"].mean()
+
+
+def counting_lone_queries_is_the_legacy_definition(package):
+    x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
+    metrics = ("recall@1", "legacy/recall_lone_missed@1")
+    found = package.evaluate(x, [0, 0, 1, 1, 2], similarity="euclidean", metrics=metrics)
+    assert list(found.values()) == [1.0, 4 / 5]
 
 
 def whole_range_of_int64_labels(package):
@@ -337,6 +475,16 @@ def drawn_cases_equal_the_reference(package, seeds=range(12)):
         agree(package, memory=1 << (14 if seed % 3 == 0 else 30), **drawn_case(seed))
 
 
+def drawn_sets_equal_the_reference(package, seeds=range(12)):
+    """The same cases; in small chunks, few similarities of same pairs are counted at a time."""
+    for seed in seeds:
+        # Nearly collapsed: 1 - cosine has no digits left, in float64 either.
+        undecided = ("pcf@0.9", "intra_inter") if seed % 8 == 6 else ()
+        metrics = [metric for metric in SETS if metric not in undecided]
+        memory = 1 << (14 if seed % 3 == 0 else 30)
+        agree_on_sets(package, memory=memory, metrics=metrics, **drawn_case(seed))
+
+
 def deep_positives_are_counted(package):
     """More classes than the short lists of neighbours hold, so that ranks lie beyond them."""
     rng = np.random.default_rng(8)
@@ -352,7 +500,7 @@ CHECKS = [
     if callable(value)
     and getattr(value, "__module__", "") == __name__
     and value.__code__.co_varnames[:1] == ("package",)
-    and name not in ("agree",)
+    and not name.startswith("agree")
 ]
 
 

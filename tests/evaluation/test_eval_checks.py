@@ -17,3 +17,4 @@ def test_holds(check):
 def test_drawn_cases_equal_the_reference(seeds):
     """Every odd shape: exact against the literal reference, whole and in small chunks."""
     eval_checks.drawn_cases_equal_the_reference(dml.evaluation, seeds)
+    eval_checks.drawn_sets_equal_the_reference(dml.evaluation, seeds)

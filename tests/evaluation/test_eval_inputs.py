@@ -94,10 +94,11 @@ def test_result():
         assert words in result.protocol
 
 
-def test_progress_rises_to_one():
+@pytest.mark.parametrize("metrics", [["recall@1"], ["auc"], ["map@r", "auc", "nmi", "alignment"]])
+def test_progress_rises_to_one(metrics):
     for memory in (1 << 30, 1 << 12):
         seen = []
-        evaluate(X, LABELS, progress=seen.append, memory=memory)
+        evaluate(X, LABELS, metrics=metrics, progress=seen.append, memory=memory)
         assert seen == sorted(seen)
         assert seen[-1] == 1.0
 
@@ -160,7 +161,10 @@ def bad(x, row, value):
         ((X, LABELS), {"metrics": ()}, "metrics is empty"),
         ((X, LABELS), {"backend": "annoy"}, "backend='annoy' is not one of faiss, torch"),
         ((X, LABELS), {"similarity": "l2"}, "not one of cosine, dot, euclidean"),
+        ((X, LABELS), {"average": "weighted"}, "average='weighted' is not one of micro, macro"),
         ((X, LABELS), {"memory": 0}, "memory=0 must be a positive number of bytes"),
+        ((X, LABELS * 0), {"metrics": "auc"}, "need pairs of different classes"),
+        ((X, LABELS * 0), {"metrics": "intra_inter"}, "needs queries of two classes"),
     ],
 )
 def test_refuses(arguments, options, message):
@@ -192,6 +196,7 @@ def test_leaves_the_world_alone():
     before, values = state(), x.detach().clone()
     for backend in ("faiss", "torch"):
         evaluate(x, LABELS, backend=backend)
+    evaluate(x, LABELS, metrics=("auc", "nmi", "uniformity", "rho_spectrum"))
     assert state() == before
     assert torch.equal(x.detach(), values)
 

@@ -21,9 +21,9 @@ NUMBER = itertools.count()
 MUTANTS = {
     # the query's own image
     "first result dropped instead of the query": (
-        "retrieval.py",
-        "return np.arange(queries)",
-        "return np.roll(np.arange(queries), 1)",
+        "inputs.py",
+        "return Inputs(values, labels, None, None, ids, np.arange(len(values)))",
+        "return Inputs(values, labels, None, None, ids, np.roll(np.arange(len(values)), 1))",
         "self_is_excluded_by_id",
     ),
     "query left among its positives": (
@@ -33,9 +33,9 @@ MUTANTS = {
         "self_is_excluded_by_id",
     ),
     "ids taken for positions": (
-        "retrieval.py",
-        "return _positions(left, right)",
-        "return np.arange(queries)",
+        "inputs.py",
+        "self_column = _positions(ids, other_ids)",
+        "self_column = np.arange(len(values))",
         "self_is_excluded_wherever_it_sits",
     ),
     "query under another label left in": (
@@ -45,7 +45,7 @@ MUTANTS = {
         "self_under_another_label_is_excluded",
     ),
     "absent id excludes the last item": (
-        "retrieval.py",
+        "inputs.py",
         "np.where(among[candidate] == wanted, candidate, -1)",
         "candidate",
         "ids_absent_from_the_gallery_exclude_nothing",
@@ -96,20 +96,20 @@ MUTANTS = {
     # definitions
     "MAP@R divided by the class size": (
         "metrics.py",
-        "return _precisions(ranks, ranks.relevant) / ranks.relevant",
-        "return _precisions(ranks, ranks.relevant) / (ranks.relevant + 1)",
+        "return precision_sum(ranks, ranks.relevant) / ranks.relevant",
+        "return precision_sum(ranks, ranks.relevant) / (ranks.relevant + 1)",
         "perfect_is_one_for_every_class_size",
     ),
     "MAP@R divided by the hits": (
         "metrics.py",
-        "return _precisions(ranks, ranks.relevant) / ranks.relevant",
-        "return _precisions(ranks, ranks.relevant) / np.maximum(_hits(ranks, ranks.relevant), 1e-9)",
+        "return precision_sum(ranks, ranks.relevant) / ranks.relevant",
+        "return precision_sum(ranks, ranks.relevant) / np.maximum(hits_at_k(ranks, ranks.relevant), 1e-9)",
         "hand_table",
     ),
     "precision divided by the items there are": (
         "metrics.py",
-        "return _hits(ranks, k) / k",
-        "return _hits(ranks, k) / np.minimum(k, ranks.gallery)",
+        "return hits_at_k(ranks, k) / k",
+        "return hits_at_k(ranks, k) / np.minimum(k, ranks.gallery)",
         "hand_table",
     ),
     "results from the second on": (
@@ -126,34 +126,130 @@ MUTANTS = {
     ),
     "lone queries count as misses": (
         "retrieval.py",
-        "np.full(len(query_values), np.nan)",
-        "np.zeros(len(query_values))",
+        "np.full(len(order), metric.lone)",
+        "np.zeros(len(order))",
         "lone_queries_are_left_out_and_counted",
     ),
     "lone queries not counted": (
         "retrieval.py",
-        "lone = int((~counted).sum())",
+        "lone = int((relevant == 0).sum())",
         "lone = 0",
         "lone_queries_are_left_out_and_counted",
     ),
     "mean over classes": (
         "retrieval.py",
-        "math.fsum(v[counted]) / int(counted.sum())",
-        "float(np.mean([v[counted & (query_classes == c)].mean()"
-        " for c in np.unique(query_classes[counted])]))",
+        'if average == "macro":',
+        "if True:",
         "mean_is_over_queries",
     ),
     "labels as float32": (
-        "retrieval.py",
+        "inputs.py",
         "return array.astype(np.int64)",
         "return array.astype(np.float32).astype(np.int64)",
         "whole_range_of_int64_labels",
     ),
     "labels as float64": (
-        "retrieval.py",
+        "inputs.py",
         "return array.astype(np.int64)",
         "return array.astype(np.float64)",
         "whole_range_of_int64_labels",
+    ),
+    "macro taken for micro": (
+        "retrieval.py",
+        'if average == "macro":',
+        "if False:",
+        "macro_is_the_mean_over_classes",
+    ),
+    "mINP from the first positive": (
+        "metrics.py",
+        "last = np.append(ranks.start[1:], len(ranks.above)) - 1",
+        "last = ranks.start",
+        "hand_table",
+    ),
+    "mINP from the front of a tie group": (
+        "metrics.py",
+        "relevant / (above + tied + 1 - place)",
+        "relevant / (above + place)",
+        "ties_are_averaged_over_their_orders",
+    ),
+    "MAP@K divided by R": (
+        "metrics.py",
+        "return precision_sum(ranks, k) / np.minimum(k, ranks.relevant)",
+        "return precision_sum(ranks, k) / ranks.relevant",
+        "hand_table",
+    ),
+    "mean of quotients for a quotient of means": (
+        "legacy.py",
+        "for level in cut.tolist():",
+        "for level in []:",
+        "ties_are_averaged_over_their_orders",
+    ),
+    # pairs, clusters, the space
+    "tied pairs lost": (
+        "verification.py",
+        "pairs.tied / 2",
+        "pairs.tied",
+        "collapse_shows_in_the_whole_set",
+    ),
+    "tied pairs accepted": (
+        "verification.py",
+        "pairs.above + pairs.tied > allowed",
+        "pairs.above > allowed",
+        "collapse_shows_in_the_whole_set",
+    ),
+    "a pair more accepted than allowed": (
+        "verification.py",
+        "math.floor(",
+        "math.ceil(",
+        "threshold_accepts_at_most_its_share",
+    ),
+    "an item paired with itself": (
+        "pairs.py",
+        "scores[row, own[row]] = -torch.inf",
+        "pass",
+        "drawn_sets_equal_the_reference",
+    ),
+    "pairs of one class among the different ones": (
+        "pairs.py",
+        "scores.masked_fill(same, -torch.inf)",
+        "scores",
+        "drawn_sets_equal_the_reference",
+    ),
+    "only the nearest pairs counted": (
+        "pairs.py",
+        "while done < same:",
+        "while not parts:",
+        "drawn_sets_equal_the_reference",
+    ),
+    "inner products of queries on scales of their own": (
+        "scores.py",
+        "if not self.dot:",
+        "if True:",
+        "drawn_sets_equal_the_reference",
+    ),
+    "clusters by the order of the data": (
+        "clusters.py",
+        "rows = rows[order]",
+        "order = np.arange(len(rows))",
+        "order_of_the_data_changes_nothing",
+    ),
+    "spectrum not of the unit sphere": (
+        "retrieval.py",
+        'if similarity != "cosine":',
+        "if False:",
+        "drawn_sets_equal_the_reference",
+    ),
+    "alignment over pairs": (
+        "diagnostics.py",
+        "means += (distance.sum(1)[count > 0] / count[count > 0]).tolist()",
+        "means += distance[kept].tolist()",
+        "drawn_sets_equal_the_reference",
+    ),
+    "components of uncentred data": (
+        "diagnostics.py",
+        "rows - centre",
+        "rows",
+        "drawn_sets_equal_the_reference",
     ),
     # numbers
     "embeddings cut to half precision": (
@@ -182,8 +278,8 @@ MUTANTS = {
     ),
     "inner products for distances": (
         "scores.py",
-        'self.euclidean = similarity == "euclidean"',
-        "self.euclidean = False",
+        'self.euclidean, self.dot = similarity == "euclidean", similarity == "dot"',
+        'self.euclidean, self.dot = False, similarity == "dot"',
         "similarity_is_the_one_asked_for",
     ),
     "lengths after rounding not made good": (

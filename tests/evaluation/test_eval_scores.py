@@ -106,8 +106,9 @@ def test_the_band_holds(kind, similarity):
     listed = np.empty_like(near)
     np.put_along_axis(listed, item, -found if metric == faiss.METRIC_L2 else found, axis=1)
     i, j = everything(n)
-    for values, from_faiss in ((near, False), (listed, True)):
-        low, high = (bound.reshape(n, n, 1) for bound in scorer.band(i, exact[i, j], from_faiss))
+    of_faiss = scorer.distance_band if scorer.euclidean else scorer.band
+    for values, band in ((near, scorer.band), (listed, of_faiss)):
+        low, high = (bound.reshape(n, n, 1) for bound in band(i, exact[i, j]))
         values, other, level = values[:, None, :], exact[:, None, :], exact[:, :, None]
         assert (other > level)[values > high].all()
         assert (other < level)[values < low].all()

@@ -3,6 +3,7 @@
 import torch
 
 VARIANTS = [
+    {"positive_margin": 0.0, "negative_margin": 1.0, "squared_hinge": False, "average": "active"},
     {"positive_margin": 0.0, "negative_margin": 1.0, "squared_hinge": True, "average": "active"},
     {"positive_margin": 0.3, "negative_margin": 1.2, "squared_hinge": False, "average": "active"},
     {"positive_margin": 0.2, "negative_margin": 0.7, "squared_hinge": True, "average": "all"},

@@ -5,11 +5,13 @@ list of 0 and 1, and ties are averaged over every arrangement where these are fe
 """
 
 import math
+import re
 from itertools import combinations, product
 
 import numpy as np
 
 GRID = 26
+RECALLS = ("recall@", "cmc@", "legacy/recall")
 
 
 # -- similarity of a pair
@@ -83,25 +85,49 @@ def similarities(query, gallery, similarity):
 # -- metrics of one ranking, a list of 0 and 1; `relevant` is R
 
 
+def number_in(metric):
+    found = re.search("@([0-9]+)", metric)
+    return int(found[1]) if found else None
+
+
+def cut_and_divisor(metric, relevant, total):
+    """Sums over hits end at the cut, and are divided by the divisor."""
+    k = number_in(metric)
+    return {
+        "precision@k": (k, k),
+        "r_precision": (relevant, relevant),
+        "map@k": (k, k and min(k, relevant)),
+        "map_cut@k": (k, relevant),
+        "map@r": (relevant, relevant),
+        "map": (total, relevant),
+        "legacy/map_c": (relevant + 1, relevant + 1),
+        "legacy/map@k_rdml": (k, relevant + 1),
+        "legacy/map@r@k_pml": (k and min(k, relevant), relevant),
+        "legacy/precision@k_oml": (k, k and min(k, relevant)),
+    }[re.sub("@[0-9]+", "@k", metric)]
+
+
 def value_of(metric, ranking, relevant):
-    name, _, k = metric.partition("@")
-    if metric in ("map@r", "r_precision"):
-        k = relevant
-    k = int(k or len(ranking))
-    top = ranking[:k]
-    precisions = [sum(ranking[: i + 1]) / (i + 1) for i in range(len(top)) if top[i]]
-    if name == "recall":
-        return float(any(top))
-    if name in ("precision", "r_precision"):
-        return sum(top) / k
-    if name == "map":
-        return sum(precisions) / min(k, relevant)
-    if name == "mrr":
+    k = number_in(metric) or len(ranking)
+    if metric.startswith(RECALLS):
+        return float(any(ranking[:k]))
+    if metric == "mrr":
         return 1 / (ranking.index(1) + 1)
-    if name == "ndcg":
-        gain = sum(1 / math.log2(i + 2) for i in range(len(top)) if top[i])
+    if metric == "minp":
+        return relevant / max(i + 1 for i, hit in enumerate(ranking) if hit)
+    if metric.startswith("ndcg"):
+        gain = sum(1 / math.log2(i + 2) for i, hit in enumerate(ranking[:k]) if hit)
         return gain / sum(1 / math.log2(i + 2) for i in range(min(k, relevant)))
-    raise AssertionError(metric)
+    if metric.startswith("legacy/map@") and metric.endswith("_oml"):
+        precisions = [
+            sum(ranking[: i + 1]) / (i + 1) for i in range(len(ranking[:k])) if ranking[i]
+        ]
+        return math.fsum(precisions) / max(len(precisions), 1)
+    cut, divisor = cut_and_divisor(metric, relevant, len(ranking))
+    top = ranking[:cut]
+    if "precision" in metric:
+        return sum(top) / divisor
+    return math.fsum(sum(top[: i + 1]) / (i + 1) for i in range(len(top)) if top[i]) / divisor
 
 
 def tie_groups(scores, positive):
@@ -118,7 +144,7 @@ def arrangements(groups):
 
 
 def by_listing(metric, groups):
-    """The mean of the metric over every distinct way to order tied items."""
+    """The mean of the metric over every distinct way to order tied items (optimistic: the largest)."""
     relevant = sum(hits for _, hits in groups)
     ways = [
         [[int(i in chosen) for i in range(size)] for chosen in combinations(range(size), hits)]
@@ -128,50 +154,82 @@ def by_listing(metric, groups):
         value_of(metric, [hit for part in choice for hit in part], relevant)
         for choice in product(*ways)
     ]
-    return math.fsum(values) / len(values)
+    return max(values) if "optimistic" in metric else math.fsum(values) / len(values)
 
 
 def by_position(metric, groups):
-    """The same expectation, position by position, for groups too large to list."""
-    name, _, k = metric.partition("@")
+    """The same, position by position, for groups too large to list."""
     relevant = sum(hits for _, hits in groups)
     total = sum(size for size, _ in groups)
-    if metric in ("map@r", "r_precision"):
-        k = relevant
-    k = int(k or total)
-    if name in ("recall", "mrr"):
-        before, (size, hits) = 0, groups[0]
-        for size, hits in groups:
-            if hits:
-                break
-            before += size
-        # first[x]: chance that the first positive has exactly x others of its group before it
-        first = [
-            math.comb(size - x - 1, hits - 1) / math.comb(size, hits)
-            for x in range(size - hits + 1)
-        ]
-        if name == "recall":
-            return math.fsum(p for x, p in enumerate(first) if before + x < k)
-        return math.fsum(p / (before + x + 1) for x, p in enumerate(first))
-    terms, position, found = [], 0, 0
+    k = number_in(metric) or total
+    if metric.startswith(RECALLS) or metric == "mrr":
+        before, size, hits = group_of_a_positive(groups)
+        if "optimistic" in metric:
+            return float(before < k)
+        first = places_of_the_first(size, hits)
+        if metric == "mrr":
+            return math.fsum(p / (before + x + 1) for x, p in enumerate(first))
+        return math.fsum(p for x, p in enumerate(first) if before + x < k)
+    if metric == "minp":
+        after, size, hits = group_of_a_positive(groups[::-1])
+        first = places_of_the_first(size, hits)  # from the end
+        return math.fsum(p * relevant / (total - after - x) for x, p in enumerate(first))
+    if metric.startswith("legacy/map@") and metric.endswith("_oml"):
+        return map_oml(groups, k)
+    if metric.startswith("ndcg"):
+        gain = math.fsum(chance / math.log2(place + 1) for place, chance, _ in places(groups, k))
+        return gain / math.fsum(1 / math.log2(i + 2) for i in range(min(k, relevant)))
+    cut, divisor = cut_and_divisor(metric, relevant, total)
+    if "precision" in metric:
+        return math.fsum(chance for _, chance, _ in places(groups, cut)) / divisor
+    return math.fsum(chance * (1 + h) / place for place, chance, h in places(groups, cut)) / divisor
+
+
+def group_of_a_positive(groups):
+    """(items before it, its items, its positives) of the first group with a positive."""
+    before = 0
+    for size, hits in groups:
+        if hits:
+            return before, size, hits
+        before += size
+    raise AssertionError("no positive")
+
+
+def places_of_the_first(size, hits):
+    """[x]: chance that the first positive has exactly x others of its group before it."""
+    return [
+        math.comb(size - x - 1, hits - 1) / math.comb(size, hits) for x in range(size - hits + 1)
+    ]
+
+
+def places(groups, cut):
+    """(position, chance of a hit, hits before it given that) of each position up to the cut."""
+    position = found = 0
     for size, hits in groups:
         for s in range(size):
             position += 1
-            if position > k or not hits:
-                continue
-            chance = hits / size
-            if name in ("precision", "r_precision"):
-                terms.append(chance)
-            elif name == "ndcg":
-                terms.append(chance / math.log2(position + 1))
-            else:
-                others = s * (hits - 1) / (size - 1) if size > 1 else 0.0
-                terms.append(chance * (found + 1 + others) / position)
+            if position <= cut and hits:
+                yield position, hits / size, found + (s * (hits - 1) / (size - 1) if s else 0.0)
         found += hits
-    value = math.fsum(terms)
-    if name == "ndcg":
-        return value / math.fsum(1 / math.log2(i + 2) for i in range(min(k, relevant)))
-    return value / (min(k, relevant) if name == "map" else k)
+
+
+def map_oml(groups, k):
+    """Sum of precisions over hits, divided by the hits: given each number of them in the group cut."""
+    above, seen = [], 0
+    while groups and seen + groups[0][0] <= k:
+        above.append(groups[0])
+        seen += groups[0][0]
+        groups = groups[1:]
+    size, hits = groups[0] if groups else (0, 0)
+    rest, found = min(k - seen, size), sum(h for _, h in above)
+    terms = []
+    for new in range(max(0, rest - (size - hits)), min(rest, hits) + 1):
+        if found + new:
+            chance = math.comb(hits, new) * math.comb(size - hits, rest - new)
+            top = places([*above, (rest, new)], k)
+            precisions = math.fsum(c * (1 + h) / place for place, c, h in top)
+            terms.append(chance / math.comb(size, rest) * precisions / (found + new))
+    return math.fsum(terms)
 
 
 def evaluate(
@@ -184,7 +242,7 @@ def evaluate(
     metrics=("recall@1",),
     similarity="cosine",
 ):
-    """(metrics, per-query values with None for lone queries)."""
+    """(metrics, per-query values with None for queries that do not count)."""
     own = gallery is None
     if own:
         gallery, gallery_labels = query, query_labels
@@ -197,7 +255,7 @@ def evaluate(
         groups = tie_groups([line[j] for j in keep], positive)
         for metric in metrics:
             if not any(positive):
-                per_query[metric].append(None)
+                per_query[metric].append(0.0 if "lone_missed" in metric else None)
             elif arrangements(groups) <= 30:
                 per_query[metric].append(by_listing(metric, groups))
             else:

@@ -1,0 +1,228 @@
+"""`dml-eval`: evaluate runs, timm models off the shelf or saved embeddings; compare two runs.
+
+Nothing at the top imports torch; `eval_request` checks the words before anything slow begins.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from dml import build, comparison, embedding_files, record, tables
+from dml.config import check
+from dml.embedding_files import Embedded
+from dml.eval_request import Request, Subject, checked
+
+log = logging.getLogger("dml")
+
+HELP = """Evaluate encoders and embeddings, and compare runs.
+
+  dml-eval run=DIR                                the encoder of a finished run on its own test classes
+  dml-eval run=DIR data=folder data.root=OTHER    on other data, its test split
+  dml-eval run=DIR split=val evaluation.metrics=[recall@1,map@r]
+  dml-eval runs=[DIR,DIR,DIR,DIR]                 seeds or folds: mean, standard deviation and 95 % interval,
+                                                  and the concatenated embeddings of all
+  dml-eval compare=[DIR,DIR]                      second less first, 95 % intervals and p-values
+  dml-eval backbone=resnet50 head=none data=cub200 data.root=DIR
+                                                  a timm model's pooled features, without training
+  dml-eval backbone=timm backbone.name=vit_small_patch16_224 head.pooling=native data=...
+  dml-eval embeddings_file=FILE.npz               arrays embeddings [n, d], labels [n]; where wanted
+                                                  ids [n], is_query [n]; also .parquet
+  dml-eval embeddings_file=FILE.npy labels=FILE   labels: .npy, or .csv with a column label
+
+  dml-eval run=DIR post=[pca_whiten,query_expansion] post.query_expansion.neighbours=5
+                                                  steps after the encoder, beside the plain numbers: flip,
+                                                  multi_scale, truncate, pca, pca_whiten, query_expansion,
+                                                  database_augmentation, k_reciprocal, diffusion
+  dml-eval run=DIR compress=true                  recall, bytes and speed of compressed embeddings
+
+Images: data=..., data.*, split=train|val|test|all, loader.*
+Metrics: evaluation.*; similarity=cosine|dot|euclidean for an embeddings_file
+compare draws resamples=10000 times, from seed=0.
+Written: a record, beside the run or file or in out=DIR; embeddings=FILE.npz saves what was embedded,
+per_query=FILE.npz each query's metrics. A path with commas goes into quotes: runs="['a,b','c']".
+"""
+
+
+def run(words: list[str]) -> int:
+    """Do as the words say; returns the exit code.
+
+    Raises ConfigurationError with everything wrong with the words, RunError where the work fails.
+    """
+    if not words or any(word in ("--help", "-h") for word in words):
+        print(HELP)
+        return 0 if words else 2
+    request = checked(words)
+    if request.source == "compare":
+        result, name = compare(request), f"comparison_{request.data}_{request.split}"
+    elif request.source == "runs":
+        result, name = evaluate_runs(request), f"evaluation_{request.data}_{request.split}"
+    elif request.embedded is not None:
+        result, name = evaluate_file(request.embedded, request), f"evaluation_{request.data}"
+    else:
+        result, name = evaluate_encoder(request), f"evaluation_{request.data}_{request.split}"
+    log.info("Written: %s", record.write_json(result, request.out() / f"{name}.json"))
+    return 0
+
+
+def evaluate_encoder(request: Request) -> dict[str, Any]:
+    """Evaluate a run's encoder, or a model off the shelf."""
+    from dml import measure
+
+    (subject,) = request.subjects
+    embedded, told = measure.embed_images(subject.run, subject.config, subject.index, request.split)
+    if subject.run is None:
+        backbone = build.plain(subject.config.backbone)
+        what = {"backbone": backbone, "head": build.plain(subject.config.head)}
+        name = f"{backbone['name']}, pooled"
+    else:
+        finished = record.read(subject.run)
+        what = {"run": str(subject.run), "checkpoint": finished["checkpoint"]}
+        name = "trained"
+    return evaluated(request, embedded, what | told, name)
+
+
+def evaluate_file(embedded: Embedded, request: Request) -> dict[str, Any]:
+    """Evaluate saved embeddings."""
+    path = Path(request.config.embeddings_file).expanduser()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    what = {"embeddings_file": str(path), "data": {"name": request.data, "fingerprint": digest}}
+    return evaluated(request, embedded, what, "embeddings")
+
+
+def evaluated(
+    request: Request, embedded: Embedded, what: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """Measure embeddings, print the table, save what is asked for; returns the record.
+
+    what: the record's entries about the encoder and the data.  name: the table's column.
+    """
+    from dml import measure
+
+    config = request.subjects[0].config if request.subjects else request.config
+    found = measure.measure(embedded, config)
+    if config.embeddings is not None:
+        path = embedding_files.save(embedded, Path(config.embeddings).expanduser())
+        log.info("Embeddings: %s", path)
+    if config.per_query is not None:
+        log.info("Per query: %s", found.save_per_query(Path(config.per_query).expanduser()))
+    groups = ("data", "evaluation", "loader") if request.subjects else ("evaluation",)
+    roles = {}
+    if embedded.is_query is not None:
+        roles = {"queries": found.num_queries, "gallery": found.gallery_size}
+    result = {
+        "format": record.FORMAT,
+        **stamp(),
+        **what,
+        "split": request.split if request.subjects else "all",
+        "images": len(embedded),
+        "classes": len(np.unique(embedded.labels)),
+        **roles,
+        "lone_queries": found.lone_queries,
+        "dim": embedded.embeddings.shape[1],
+        "similarity": found.similarity,
+        "protocol": found.protocol,
+        "options": {group: build.plain(config[group]) for group in groups},
+        "metrics": found.metrics,
+    }
+    if config.post:
+        from dml.postprocessing import postprocessed
+
+        result["post"] = postprocessed(request, embedded)
+    tables.evaluation(result, name)
+    if config.compress:
+        from dml import compression_report, postprocessing
+
+        train = postprocessing.training(request)
+        file = f"compression_{request.data}_{result['split']}"
+        rows = compression_report.compressed(embedded, train, file, request.out())
+        result["compression"] = rows
+    return result
+
+
+def evaluate_runs(request: Request) -> dict[str, Any]:
+    """Each run by itself, their mean and interval, and their embeddings side by side."""
+    from dml import measure
+
+    names = [str(subject.run) for subject in request.subjects]
+    if unlike := different_options(request.subjects):
+        log.warning("These runs differ in %s: their mean is of unlike things.", ", ".join(unlike))
+    parts, metrics, told = [], [], {}
+    for subject in request.subjects:
+        embedded, told = measure.embed_images(
+            subject.run, subject.config, subject.index, request.split
+        )
+        metrics.append(measure.measure(embedded, request.subjects[0].config).metrics)
+        parts.append(embedded)
+    spreads = comparison.spreads(metrics)
+    tables.runs(names, spreads)
+    what = {
+        "runs": dict(zip(names, metrics, strict=True)),
+        "separated": {name: dataclasses.asdict(found) for name, found in spreads.items()},
+        "data": told["data"],
+        "class_disjoint": told["class_disjoint"],
+    }
+    return evaluated(request, measure.concatenated(parts), what, f"{len(parts)} concatenated")
+
+
+def different_options(subjects: list[Subject]) -> list[str]:
+    """Options, beside the seed and the fold, that the runs were trained with different values of."""
+    configs = [
+        check.flat(DictConfig(record.read(s.run)["config"])) for s in subjects if s.run is not None
+    ]
+    may = ("seed", "data.fold", "run_dir", "ckpt_path", "dry_run", "loader.", "logger.")
+    keys = sorted({key for config in configs for key in config if not key.startswith(may)})
+    return [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]
+
+
+def compare(request: Request) -> dict[str, Any]:
+    """Second run less first, as queries and as classes are drawn again."""
+    first, second = (per_query(subject, request.split) for subject in request.subjects)
+    names = [str(subject.run) for subject in request.subjects]
+    config, index = request.subjects[0].config, request.subjects[0].index
+    rows = comparison.compare(first, second, resamples=config.resamples, seed=config.seed)
+    result = {
+        "format": record.FORMAT,
+        **stamp(),
+        "runs": names,
+        "data": {"name": index.name, "fingerprint": index.fingerprint((request.split,))},
+        "split": request.split,
+        "queries": int((first.relevant > 0).sum()),
+        "classes": len(np.unique(first.labels[first.relevant > 0])),
+        "bootstrap": {"resamples": config.resamples, "seed": config.seed, "interval": "percentile"},
+        "differences": [dataclasses.asdict(row) for row in rows],
+    }
+    tables.comparison(result, rows)
+    return result
+
+
+def per_query(subject: Subject, split: str) -> comparison.PerQuery:
+    """A run's values for each query: kept from an earlier comparison, or evaluated now."""
+
+    def evaluate() -> comparison.PerQuery:
+        from dml import measure
+
+        embedded, _ = measure.embed_images(run, subject.config, subject.index, split)
+        found = measure.measure(embedded, subject.config)
+        return comparison.PerQuery(found.ids, found.labels, found.relevant, found.per_query)
+
+    run, options = subject.run, subject.config.evaluation
+    assert run is not None
+    fingerprint = subject.index.fingerprint((split,))
+    key = comparison.key_of(run, fingerprint, split, options.metrics, options.backend)
+    path = run / f"per_query_{subject.index.name}_{split}.npz"
+    return comparison.kept(path, key, evaluate)
+
+
+def stamp() -> dict[str, Any]:
+    """How to make a number again: the command line, the code and the versions."""
+    return {
+        "command": record.command(),
+        "code": record.code_state(),
+        "versions": record.versions(),
+    }

@@ -1,0 +1,247 @@
+"""Embed images with an encoder, and evaluate the embeddings: what a run does at its end, and dml-eval."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress, track
+from torch import Tensor
+
+from dml import build, record
+from dml.data.images import BadImages
+from dml.data.index import SPLITS, ImageIndex, ImageSet
+from dml.data.loaders import eval_loader
+from dml.data.preprocess import Preprocess
+from dml.embedding_files import Embedded
+from dml.encoder import Encoder
+from dml.errors import RunError
+from dml.evaluation import Result, evaluate_detailed
+from dml.evaluation.views import averaged
+
+
+def evaluation_options(config: DictConfig, similarity: str) -> dict[str, Any]:
+    """Keyword arguments of `evaluate`."""
+    return {
+        "metrics": tuple(config.evaluation.metrics),
+        "backend": config.evaluation.backend,
+        "similarity": similarity,
+    }
+
+
+def embed_split(
+    config: DictConfig,
+    index: ImageIndex,
+    split: str,
+    encoders: dict[str, Callable[[Tensor], Tensor]],
+    preprocess: Preprocess,
+    device: torch.device,
+    bad_images: BadImages,
+) -> dict[str, Embedded]:
+    """`embed` over one split, with a progress bar.  Returns name of the encoder -> its embeddings."""
+    part = index.part(split)
+    batches = eval_loader(
+        part, preprocess, config.loader.eval_batch_size, config.loader.num_workers
+    )
+    bar = track(
+        batches,
+        f"{index.name}, {split} images",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    vectors, labels, ids = embed(encoders, bar, bad_images, device)
+    readable = np.isin(part.ids, ids)
+    return {
+        name: Embedded(
+            embeddings=found,
+            labels=labels,
+            ids=ids,
+            is_query=None if part.is_query is None else part.is_query[readable],
+            paths=part.relative_paths[readable].astype(str),
+        )
+        for name, found in vectors.items()
+    }
+
+
+@torch.no_grad()
+def embed(
+    encoders: dict[str, Callable[[Tensor], Tensor]],
+    batches: Any,
+    bad_images: BadImages,
+    device: torch.device,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Run several functions over the same images, each read once.
+
+    encoders: name -> (images uint8 [n, 3, h, w] -> vectors [n, d]), already in evaluation mode and on
+    `device`.  Returns name -> float32 [N, d], labels int64 [N], ids int64 [N], in the order of the batches.
+    """
+    vectors: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    labels, ids = [], []
+    for batch in batches:
+        bad_images.check(batch)
+        if len(batch.labels) == 0:
+            continue
+        images = batch.images.to(device)
+        for name, encoder in encoders.items():
+            vectors[name].append(encoder(images).float().cpu())
+        labels.append(batch.labels)
+        ids.append(batch.ids)
+    if not labels:
+        raise RunError("no image could be read.")
+    return (
+        {name: torch.cat(parts).numpy() for name, parts in vectors.items()},
+        torch.cat(labels).numpy(),
+        torch.cat(ids).numpy(),
+    )
+
+
+def measure(embedded: Embedded, config: DictConfig) -> Result:
+    """`evaluate`, queries against the gallery where items have these roles, else all against all.
+
+    Raises RunError: embeddings that cannot be evaluated, such as those of an encoder that diverged.
+    """
+    vectors, query = torch.from_numpy(embedded.embeddings), embedded.is_query
+    if query is None:
+        return measure_sets(vectors, None, embedded, config)
+    mask = torch.from_numpy(query)
+    return measure_sets(vectors[mask], vectors[~mask], embedded, config)
+
+
+def measure_sets(
+    query: Tensor, gallery: Tensor | None, embedded: Embedded, config: DictConfig
+) -> Result:
+    """`measure` with other vectors for the same items, in the same order.
+
+    gallery None: the queries.  Where items have no roles a gallery holds all of them, too, and each is
+    left out of its own results.
+    """
+    options = evaluation_options(config, embedded.similarity)
+    labels, ids, is_query = embedded.labels, embedded.ids, embedded.is_query
+    of_query, of_gallery = slice(None), slice(None)
+    if is_query is not None:
+        of_query, of_gallery = is_query, ~is_query
+    if options["backend"] == "torch":
+        query = query.to(default_device())
+    others = {}
+    if gallery is not None:
+        others = {"gallery_labels": labels[of_gallery], "gallery_ids": ids[of_gallery]}
+    try:
+        with share_bar("Evaluating") as progress:
+            return evaluate_detailed(
+                query,
+                labels[of_query],
+                gallery,
+                query_ids=ids[of_query],
+                progress=progress,
+                **others,
+                **options,
+            )
+    except ValueError as error:
+        raise RunError(f"these embeddings cannot be evaluated: {error}.") from error
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def share_bar(description: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, hidden where that is no terminal; yields what tells it the share that is done."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
+
+
+def load_encoder_weights(encoder: Encoder, checkpoint: Path) -> None:
+    """Encoder weights out of a training checkpoint, strictly."""
+    if not checkpoint.is_file():
+        raise RunError(f"the checkpoint {checkpoint} is gone.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    prefix = "encoder."
+    encoder.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    )
+
+
+def run_encoder(run: Path) -> tuple[Encoder, str]:
+    """The encoder of a finished run with the weights that were chosen, and its similarity."""
+    finished = record.read(run)
+    config = DictConfig(finished["config"])
+    config.backbone.pretrained, config.backbone.weights = False, None  # the checkpoint has them all
+    encoder = build.encoder(config, normalize=finished["protocol"]["normalized"])
+    load_encoder_weights(encoder, run / finished["checkpoint"]["file"])
+    return encoder, finished["protocol"]["similarity"]
+
+
+def embed_images(
+    run: Path | None,
+    config: DictConfig,
+    index: ImageIndex,
+    split: str,
+    views: Sequence[Callable[[Tensor], list[Tensor]]] = (),
+) -> tuple[Embedded, dict[str, Any]]:
+    """Embed one split with the encoder of a run, or (run None) with the backbone of `config`.
+
+    config: what `data` and `loader` to use.  views: test-time augmentation.  Returns the
+    embeddings and what a record says of them.
+    """
+    if run is None:
+        encoder, similarity = build.encoder(config, normalize=True), "cosine"
+    else:
+        encoder, similarity = run_encoder(run)
+    device = default_device()
+    encoder.to(device).eval()
+    bad_images = BadImages(config.data.on_bad_image)
+    found = embed_split(
+        *(config, index, split, {"encoder": averaged(encoder, views) if views else encoder}),
+        *(encoder.preprocess, device, bad_images),
+    )
+    told = {
+        "data": describe_data(index, bad_images),
+        "class_disjoint": index.class_disjoint,
+        "preprocess": encoder.preprocess.as_dict(),
+        "normalized": encoder.normalize,
+    }
+    return replace(found["encoder"], similarity=similarity), told
+
+
+def concatenated(parts: list[Embedded]) -> Embedded:
+    """Several encoders' embeddings of the same images side by side, each of length 1.
+
+    As the concatenated results of Musgrave et al., ECCV 2020, arXiv:2003.08505.
+
+    Raises RunError: not the same images.
+    """
+    if any(not np.array_equal(part.ids, parts[0].ids) for part in parts):
+        raise RunError("the runs did not embed the same images; some could not be read by all.")
+    vectors = [torch.nn.functional.normalize(torch.from_numpy(p.embeddings)) for p in parts]
+    return replace(parts[0], embeddings=torch.cat(vectors, dim=1).numpy(), similarity="cosine")
+
+
+def describe_data(index: ImageIndex, bad_images: BadImages) -> dict[str, Any]:
+    """Name, fingerprint, counts of every split, and what could not be read."""
+    parts = {split: index.part(split) for split in SPLITS}
+    return {
+        "name": index.name,
+        "fingerprint": index.fingerprint(),
+        "splits": {
+            s: {"images": len(p), "classes": p.num_classes} | roles(p) for s, p in parts.items()
+        },
+        "unreadable": dict(bad_images.skipped),
+    }
+
+
+def roles(part: ImageSet) -> dict[str, int]:
+    """How many images are queries and how many are the gallery, where an image is only one of them."""
+    if part.is_query is None:
+        return {}
+    return {"queries": int(part.is_query.sum()), "gallery": int((~part.is_query).sum())}
