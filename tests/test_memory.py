@@ -57,6 +57,16 @@ def test_what_is_remembered_has_no_gradient():
     assert not columns["reference"].requires_grad
 
 
+def test_a_checkpoint_holds_all_of_it():
+    """Queue, labels, next slot and fill level: what is loaded goes on as the original does."""
+    memory, loaded = CrossBatchMemory(5, 4), CrossBatchMemory(5, 4)
+    memory.enqueue(draw(4), torch.arange(4))
+    loaded.load_state_dict(memory.state_dict())
+    x, labels = draw(3, seed=1), torch.arange(3)
+    ours, theirs = memory.enqueue(x, labels), loaded.enqueue(x, labels)
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
 def test_a_batch_larger_than_the_queue_is_refused(cache):
     with pytest.raises(ValueError, match="a batch of 3 does not fit a memory of 2 slots"):
         CrossBatchMemory(2, 4).enqueue(draw(3), torch.zeros(3, dtype=torch.int64))

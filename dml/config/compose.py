@@ -30,9 +30,11 @@ from dml.config.losses import Sum
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
 
+MANY = (
+    "post",
+)  # groups of which several files may be chosen, in order: post=[pca_whiten,diffusion]
 PART_GROUP = "loss_part"  # the losses within loss=sum
 PARTS = tuple(f"loss.{part}" for part in Sum.parts)
-DEFAULT_PARTS = ("triplet", "arcface")  # those that configs/loss/sum.yaml names
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ def register_parts(names: Iterable[str]) -> None:
         store.store(group=PART_GROUP, name=name, node=node)
 
 
+def default_parts() -> list[str]:
+    """The losses that configs/loss/sum.yaml adds up unless told otherwise."""
+    entries = cast(DictConfig, OmegaConf.load(config_dir() / "loss" / "sum.yaml")).defaults
+    found = [dict(entry) for entry in entries if OmegaConf.is_dict(entry)]
+    return [v for entry in found for k, v in entry.items() if k.startswith(f"/{PART_GROUP}@")]
+
+
 def metrics_for(recall_k: list[int]) -> list[str]:
     """The metrics that a data set's K values ask for: recall@k each, then MAP@R and R-precision."""
     return [f"recall@{k}" for k in recall_k] + ["map@r", "r_precision"]
@@ -133,11 +142,15 @@ def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
 
 def word(key: str, value: object) -> str:
     """`key=value` as Hydra will read it back, whatever characters the value has."""
-    text = str(value)
+    return f"{key}={quoted(str(value))}"
+
+
+def quoted(text: str) -> str:
+    """A value in quotes, where Hydra needs them to read it as text."""
     if re.fullmatch(r"[\w./~-]+", text):
-        return f"{key}={text}"
+        return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def expand(words: list[str]) -> tuple[list[list[str]], list[str]]:
@@ -174,7 +187,7 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
         chosen_groups, values = [], []
         summed = any(o.key_or_group == "loss" and o.value() == "sum" for o in overrides)
         if summed:
-            register_parts(DEFAULT_PARTS)
+            register_parts(default_parts())
         for override in overrides:
             if override.is_sweep_override():
                 problems.append(
@@ -184,7 +197,7 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
                     )
                 )
             elif summed and override.key_or_group in PARTS and not override.is_delete():
-                word, problem = part_word(override)
+                word, problem = part_word(override.key_or_group, str(override.value()))
                 problems += [problem] if problem else []
                 chosen_groups += [] if problem else [word]
             elif is_group(override):
@@ -233,21 +246,41 @@ def group_problem(override: Override) -> Problem | None:
     if value is None and group == "experiment":
         return None
     options = options_of(group)
-    if not isinstance(value, str) or value not in options:
-        return Problem(
-            word, f"{group} has no {value!r}. {nearest(str(value), options, group + '=')}"
-        )
+    several = value if isinstance(value, list) and group in MANY else [value]
+    for name in several:
+        if not isinstance(name, str) or name not in options:
+            return Problem(
+                word, f"{group} has no {name!r}. {nearest(str(name), options, group + '=')}"
+            )
     return None
 
 
-def part_word(override: Override) -> tuple[str, Problem | None]:
+def part_word(key: str, name: str) -> tuple[str, Problem | None]:
     """`loss.first=circle` as Hydra's choice of a group, or what is wrong with it."""
-    key, name, word = override.key_or_group, override.value(), str(override.input_line)
+    typed = f"{key}={name}"
     options = [option for option in options_of("loss") if option != "sum"]
     if name not in options:
-        return word, Problem(word, f"is no loss. {nearest(str(name), options, key + '=')}")
-    register_parts([str(name)])
+        return typed, Problem(typed, f"is no loss. {nearest(name, options, key + '=')}")
+    register_parts([name])
     return f"{'+' if key == PARTS[2] else ''}{PART_GROUP}@{key}={name}", None
+
+
+def hydra_words(words: list[str]) -> list[str]:
+    """A command line for Hydra's own --help and --cfg, with the losses of a sum as Hydra names them.
+
+    Raises ConfigurationError for a part that is no loss.
+    """
+    if "loss=sum" not in words:
+        return words
+    register_parts(default_parts())
+    split = [word.partition("=") for word in words]
+    translated = [
+        part_word(key, name) if key in PARTS else (key + equals + name, None)
+        for key, equals, name in split
+    ]
+    if problems := [problem for _, problem in translated if problem]:
+        raise ConfigurationError(problems)
+    return [word for word, _ in translated]
 
 
 def set_value(config: DictConfig, override: Override) -> Problem | None:

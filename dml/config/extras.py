@@ -1,4 +1,4 @@
-"""What may be added to a loss: a memory and a regulariser. Types and ranges of their options.
+"""What may be added to a loss: a memory, a regulariser, a callback that looks on. Their options.
 
 The values live in the YAML, the meaning in the class that `_target_` names.
 """
@@ -86,10 +86,27 @@ class Rho(RegularizerSchema):
     switches_triplets: ClassVar[bool] = True
 
 
+@dataclass
+class CallbackSchema(Checked):
+    """Base of what may look on at training; itself: none."""
+
+    _target_: str | None = MISSING
+
+
+@dataclass
+class Forensics(CallbackSchema):
+    """What the loss does to the embeddings."""
+
+    every: int = count(1)
+    patience: int = count(2)
+
+
 def register(store: Any) -> None:
-    """Tell Hydra the schemas, under ``schema/memory`` and ``schema/regularizer``."""
+    """Tell Hydra the schemas, under ``schema/memory``, ``schema/regularizer``, ``schema/callbacks``."""
     store.store(group="schema/memory", name="none", node=MemorySchema)
     store.store(group="schema/memory", name="xbm", node=CrossBatchMemory)
+    store.store(group="schema/callbacks", name="none", node=CallbackSchema)
+    store.store(group="schema/callbacks", name="forensics", node=Forensics)
     regularizer = "schema/regularizer"
     store.store(group=regularizer, name="none", node=RegularizerSchema)
     store.store(group=regularizer, name="l2", node=L2)

@@ -41,20 +41,39 @@ class LossSchema(Checked):
 
 
 @dataclass
-class ParametricLoss(LossSchema):
-    """A loss with parameters of its own, here one proxy per class.
+class LearnedLoss(LossSchema):
+    """A loss with parameters of its own.
 
     lr_scale: their learning rate is the head's times this.  weight_decay: theirs alone.
     """
 
-    num_classes: int = count(2)
-    embedding_dim: int = count(1)
     lr_scale: float = positive()
     weight_decay: float = number(0)
+
+
+@dataclass
+class ProxyLoss(LearnedLoss):
+    """One that compares samples with what it keeps of each class."""
 
     compares: ClassVar[str] = "proxies"
     miners: ClassVar[tuple[str, ...]] = ()
     takes_reference: ClassVar[bool] = False
+
+
+@dataclass
+class ParametricLoss(ProxyLoss):
+    """One with proxies, class centres or a classifier's weights of its own."""
+
+    num_classes: int = count(2)
+    embedding_dim: int = count(1)
+
+
+@dataclass
+class RankingLoss(LossSchema):
+    """One that ranks the whole batch for each image, and takes no miner."""
+
+    compares: ClassVar[str] = "groups"
+    miners: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass
@@ -88,7 +107,7 @@ class LiftedStructure(LossSchema):
     """Lifted structured loss and its generalized form."""
 
     variant: str = choice("original", "generalized")
-    margin: float = positive("Both papers use 1.")
+    margin: float = positive("Public implementations use 1 for both forms.")
 
     geometry: ClassVar[str] = "euclidean"
 
@@ -123,13 +142,10 @@ class Circle(LossSchema):
 
 
 @dataclass
-class SmoothAP(LossSchema):
+class SmoothAP(RankingLoss):
     """Smooth-AP."""
 
     temperature: float = positive("The paper uses 0.01.")
-
-    compares: ClassVar[str] = "groups"
-    miners: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass
@@ -190,16 +206,10 @@ class CosFace(ParametricLoss):
 
 
 @dataclass
-class SubCenterArcFace(ParametricLoss):
+class SubCenterArcFace(ArcFace):
     """Sub-center ArcFace."""
 
-    margin: float = number(0, math.pi / 2, note="In radians; the paper uses 0.5 (28.6 degrees).")
-    scale: float = positive("The paper uses 64 (faces).")
     centers: int = count(1, note="The paper uses 3.")
-
-    hints: ClassVar[Mapping[str, str]] = {
-        "margin_degrees": "margin is in radians: 28.6 degrees are margin=0.5"
-    }
 
 
 @dataclass
@@ -242,34 +252,25 @@ class Center(ParametricLoss):
 
 
 @dataclass
-class Island(ParametricLoss):
+class Island(Center):
     """Softmax cross-entropy with island loss."""
 
-    center_weight: float = number(0, note="Lambda.")
     pair_weight: float = number(0, note="Lambda_1, on the mean over pairs of centres.")
-
-    keeps_length: ClassVar[bool] = True
 
 
 @dataclass
-class Focal(LossSchema):
+class Focal(ProxyLoss):
     """Focal loss over the logits of another classification loss."""
 
     classifier: dict[str, Any] = MISSING
     gamma: float = number(0, note="The paper uses 2.")
-    lr_scale: float = positive()
-    weight_decay: float = number(0)
-
-    compares: ClassVar[str] = "proxies"
-    miners: ClassVar[tuple[str, ...]] = ()
-    takes_reference: ClassVar[bool] = False
 
 
 # ---------------------------------------------------------------- pairs, triplets and ranks, more
 
 
 @dataclass
-class Margin(LossSchema):
+class Margin(LearnedLoss):
     """Margin loss with a learned boundary; beta is learned at the head's rate times lr_scale."""
 
     num_classes: int = count(2)
@@ -279,8 +280,6 @@ class Margin(LossSchema):
     )
     nu: float = number(0, note="Public implementations use 0.")
     per_class: bool = MISSING
-    lr_scale: float = positive()
-    weight_decay: float = number(0)
 
     compares: ClassVar[str] = "triplets"
 
@@ -356,7 +355,7 @@ class Quadruplet(LossSchema):
 
 
 @dataclass
-class Roadmap(LossSchema):
+class Roadmap(RankingLoss):
     """ROADMAP: SupAP and calibration."""
 
     temperature: float = positive("The authors' code uses 0.01.")
@@ -366,20 +365,14 @@ class Roadmap(LossSchema):
     negative_margin: float = number(-1, 1, note="It is a cosine; the authors' code uses 0.6.")
     calibration: float = number(0, 1, note="The authors' code weighs both terms alike: 0.5.")
 
-    compares: ClassVar[str] = "groups"
-    miners: ClassVar[tuple[str, ...]] = ()
-
 
 @dataclass
-class RecallAtK(LossSchema):
+class RecallAtK(RankingLoss):
     """Recall@k surrogate."""
 
     k: list[int] = MISSING
     k_temperature: float = positive()
     rank_temperature: float = positive("The authors' code uses 0.01.")
-
-    compares: ClassVar[str] = "groups"
-    miners: ClassVar[tuple[str, ...]] = ()
 
     def problems(self, prefix: str) -> list[Problem]:
         """Ranges, and that k holds ranks."""
@@ -395,13 +388,10 @@ class RecallAtK(LossSchema):
 
 
 @dataclass
-class FastAP(LossSchema):
+class FastAP(RankingLoss):
     """FastAP."""
 
     bins: int = count(1, note="The authors' code uses 10.")
-
-    compares: ClassVar[str] = "groups"
-    miners: ClassVar[tuple[str, ...]] = ()
 
 
 # ---------------------------------------------------------------- several losses, foreign losses
@@ -454,23 +444,15 @@ class PmlLoss(LossSchema):
 
 
 @dataclass
-class PmlGroupLoss(PmlLoss):
+class PmlGroupLoss(PmlLoss, RankingLoss):
     """One that looks at the whole batch and takes no miner."""
-
-    compares: ClassVar[str] = "groups"
-    miners: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass
-class PmlClassificationLoss(PmlLoss):
-    """One with parameters per class; they learn at the head's rate times lr_scale."""
-
-    lr_scale: float = positive()
-    weight_decay: float = number(0)
+class PmlClassificationLoss(PmlLoss, ProxyLoss):
+    """One with parameters per class."""
 
     keeps_length: ClassVar[bool] = True
-    compares: ClassVar[str] = "proxies"
-    miners: ClassVar[tuple[str, ...]] = ()
 
 
 # ---------------------------------------------------------------- miners
@@ -535,49 +517,55 @@ class MultiSimilarityMiner(MinerSchema):
     kind: ClassVar[str | None] = "pairs"
 
 
+# What a YAML's defaults list names: /schema/loss/<name>@_here_ and /schema/miner/<name>@_here_.
+LOSSES: dict[str, type[LossSchema]] = {
+    "contrastive": Contrastive,
+    "triplet": Triplet,
+    "lifted_structure": LiftedStructure,
+    "n_pair": NPair,
+    "multi_similarity": MultiSimilarity,
+    "circle": Circle,
+    "smooth_ap": SmoothAP,
+    "proxy_nca": ProxyNCA,
+    "arcface": ArcFace,
+    "proxy_anchor": ProxyAnchor,
+    "soft_triple": SoftTriple,
+    "norm_softmax": NormSoftmax,
+    "cosface": CosFace,
+    "sub_center_arcface": SubCenterArcFace,
+    "circle_softmax": CircleSoftmax,
+    "sphereface": SphereFace,
+    "cross_entropy": CrossEntropy,
+    "center": Center,
+    "island": Island,
+    "focal": Focal,
+    "margin": Margin,
+    "sup_con": SupCon,
+    "nt_xent": NTXent,
+    "angular": Angular,
+    "tuplet_margin": TupletMargin,
+    "snr_contrastive": SNRContrastive,
+    "ranked_list": RankedList,
+    "quadruplet": Quadruplet,
+    "roadmap": Roadmap,
+    "recall_at_k": RecallAtK,
+    "fast_ap": FastAP,
+    "sum": Sum,
+    "pml": PmlLoss,
+    "pml_group": PmlGroupLoss,
+    "pml_classification": PmlClassificationLoss,
+}
+MINERS: dict[str, type[MinerSchema]] = {
+    "none": NoMiner,
+    "semihard": SemihardMiner,
+    "batch_hard": BatchHardMiner,
+    "distance_weighted": DistanceWeightedMiner,
+    "multi_similarity": MultiSimilarityMiner,
+}
+
+
 def register(store: Any) -> None:
-    """Put every schema into hydra's ConfigStore, where the YAML finds it as /schema/loss/<name>."""
-    loss, miner = "schema/loss", "schema/miner"
-    store.store(group=loss, name="contrastive", node=Contrastive)
-    store.store(group=loss, name="triplet", node=Triplet)
-    store.store(group=loss, name="lifted_structure", node=LiftedStructure)
-    store.store(group=loss, name="n_pair", node=NPair)
-    store.store(group=loss, name="multi_similarity", node=MultiSimilarity)
-    store.store(group=loss, name="circle", node=Circle)
-    store.store(group=loss, name="smooth_ap", node=SmoothAP)
-    store.store(group=loss, name="proxy_nca", node=ProxyNCA)
-    store.store(group=loss, name="arcface", node=ArcFace)
-
-    store.store(group=loss, name="proxy_anchor", node=ProxyAnchor)
-    store.store(group=loss, name="soft_triple", node=SoftTriple)
-    store.store(group=loss, name="norm_softmax", node=NormSoftmax)
-    store.store(group=loss, name="cosface", node=CosFace)
-    store.store(group=loss, name="sub_center_arcface", node=SubCenterArcFace)
-    store.store(group=loss, name="circle_softmax", node=CircleSoftmax)
-    store.store(group=loss, name="sphereface", node=SphereFace)
-    store.store(group=loss, name="cross_entropy", node=CrossEntropy)
-    store.store(group=loss, name="center", node=Center)
-    store.store(group=loss, name="island", node=Island)
-    store.store(group=loss, name="focal", node=Focal)
-    store.store(group=loss, name="margin", node=Margin)
-    store.store(group=loss, name="sup_con", node=SupCon)
-    store.store(group=loss, name="nt_xent", node=NTXent)
-    store.store(group=loss, name="angular", node=Angular)
-    store.store(group=loss, name="tuplet_margin", node=TupletMargin)
-    store.store(group=loss, name="snr_contrastive", node=SNRContrastive)
-    store.store(group=loss, name="ranked_list", node=RankedList)
-    store.store(group=loss, name="quadruplet", node=Quadruplet)
-    store.store(group=loss, name="roadmap", node=Roadmap)
-    store.store(group=loss, name="recall_at_k", node=RecallAtK)
-    store.store(group=loss, name="fast_ap", node=FastAP)
-
-    store.store(group=loss, name="sum", node=Sum)
-    store.store(group=loss, name="pml", node=PmlLoss)
-    store.store(group=loss, name="pml_group", node=PmlGroupLoss)
-    store.store(group=loss, name="pml_classification", node=PmlClassificationLoss)
-
-    store.store(group=miner, name="none", node=NoMiner)
-    store.store(group=miner, name="semihard", node=SemihardMiner)
-    store.store(group=miner, name="batch_hard", node=BatchHardMiner)
-    store.store(group=miner, name="distance_weighted", node=DistanceWeightedMiner)
-    store.store(group=miner, name="multi_similarity", node=MultiSimilarityMiner)
+    """Tell Hydra the schemas, under ``schema/loss`` and ``schema/miner``."""
+    for group, schemas in (("loss", LOSSES), ("miner", MINERS)):
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)

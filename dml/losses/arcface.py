@@ -5,18 +5,17 @@ arXiv:1801.07698.
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dml.losses.pairs import (
-    check_batch,
-    check_classes,
-    check_finite,
-    full_precision,
-    refuse_tuple,
-    unit,
+from dml.losses.classification import (
+    class_centres,
+    classification_loss,
+    cosines_to,
+    on_own_class,
+    with_own_class,
 )
+from dml.losses.pairs import check_radians
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -27,16 +26,15 @@ def arcface_logits(
     scale: float,
 ) -> Float[Tensor, "n c"]:
     """Scaled cosines, the one of the own class taken at an angle larger by `margin`."""
-    own = labels[:, None]
     # At +-1 the angle has slope infinity in the cosine; rounding may even put a cosine beyond 1.
     limit = 1 - torch.finfo(cosines.dtype).eps
-    cosine = cosines.gather(1, own).clamp(-limit, limit)
+    cosine = on_own_class(cosines, labels).clamp(-limit, limit)
     sine = ((1 - cosine) * (1 + cosine)).sqrt()
     turned = cosine * math.cos(margin) - sine * math.sin(margin)
     # Beyond theta = pi - m, cos(theta + m) would rise again and push the sample away from its class.
     beyond = cosine - margin * math.sin(margin)
     target = torch.where(cosine > -math.cos(margin), turned, beyond)
-    return scale * cosines.scatter(1, own, target)
+    return scale * with_own_class(cosines, labels, target)
 
 
 class ArcFace(nn.Module):
@@ -74,32 +72,22 @@ class ArcFace(nn.Module):
         margin_degrees: None = None,
     ):
         super().__init__()
-        if margin_degrees is not None:
-            radians = math.radians(margin_degrees)
-            raise TypeError(f"ArcFace takes its margin in radians: margin={radians:.4g}")
-        if not 0 <= margin <= math.pi / 2:
-            raise ValueError(
-                f"margin={margin:g} must lie in [0, pi/2] radians; "
-                f"{margin:g} degrees are margin={math.radians(margin):.4g}"
-            )
+        check_radians("ArcFace", margin, margin_degrees)
         self.num_classes = num_classes
         self.margin = margin
         self.scale = scale
-        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
+        self.proxies = class_centres(num_classes, embedding_dim)
+
+    def logits(self, embeddings: Embeddings, labels: Labels) -> Float[Tensor, "n c"]:
+        """Scaled cosines, with the margin on the own class's angle."""
+        cosines = cosines_to(embeddings, self.proxies)
+        return arcface_logits(cosines, labels, self.margin, self.scale)
 
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None
     ) -> Float[Tensor, ""]:
         """Loss of a batch; ValueError for a label outside 0..num_classes-1."""
-        refuse_tuple(
-            indices_tuple, "ArcFace", "it compares samples with class centres, not in pairs"
-        )
-        with full_precision(embeddings):
-            embeddings, labels = check_batch(embeddings, labels)
-            check_classes(labels, self.num_classes)
-            cosines = unit(embeddings) @ unit(self.proxies.to(embeddings.dtype)).T
-            loss = F.cross_entropy(arcface_logits(cosines, labels, self.margin, self.scale), labels)
-        return check_finite(loss, embeddings=embeddings, proxies=self.proxies)
+        return classification_loss(self, embeddings, labels, indices_tuple)
 
     def extra_repr(self) -> str:
         """Hyperparameters for `print`."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dml.losses.classification import class_centres, classification_rows
+from dml.losses.classification import class_centres, classification_rows, linear_logits
 from dml.losses.pairs import check_finite, full_precision
 from dml.types import Embeddings, IndicesTuple, Labels
 
@@ -53,8 +53,7 @@ class Center(nn.Module):
     def logits(self, embeddings: Embeddings, labels: Labels) -> Float[Tensor, "n c"]:
         """The linear classifier; the labels play no part."""
         del labels
-        dtype = embeddings.dtype
-        return embeddings @ self.proxies.to(dtype).T + self.bias.to(dtype)
+        return linear_logits(embeddings, self.proxies, self.bias)
 
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None

@@ -61,6 +61,31 @@ def with_own_class(
     return values.scatter(1, labels[:, None], own)
 
 
+def linear_logits(
+    embeddings: Embeddings, proxies: Float[Tensor, "c d"], bias: Float[Tensor, " c"] | None
+) -> Float[Tensor, "n c"]:
+    """A linear classifier, in the precision of the embeddings."""
+    products = embeddings @ proxies.to(embeddings.dtype).T
+    return products if bias is None else products + bias.to(embeddings.dtype)
+
+
+def check_samples(
+    loss: str,
+    num_classes: int,
+    embeddings: Embeddings,
+    labels: Labels,
+    indices_tuple: IndicesTuple | None,
+) -> tuple[Embeddings, Labels]:
+    """Embeddings and labels, checked and widened as by `check_batch`.
+
+    Raises ValueError for a miner's tuple and for labels outside 0..num_classes-1.
+    """
+    refuse_tuple(indices_tuple, loss, "it compares samples with proxies, not in pairs")
+    embeddings, labels = check_batch(embeddings, labels)
+    check_classes(labels, num_classes)
+    return embeddings, labels
+
+
 def classification_rows(
     loss: Classifier,
     embeddings: Embeddings,
@@ -70,15 +95,11 @@ def classification_rows(
 ) -> tuple[Embeddings, Labels, Float[Tensor, " n"]]:
     """(embeddings, labels, cross-entropy of each sample), the first two checked and widened.
 
-    Raises ValueError for a miner's tuple and for labels outside 0..num_classes-1.
+    See `check_samples` for the errors.
     """
-    refuse_tuple(
-        indices_tuple,
-        type(loss).__name__,
-        "it compares samples with class centres, not in pairs",
+    embeddings, labels = check_samples(
+        type(loss).__name__, loss.num_classes, embeddings, labels, indices_tuple
     )
-    embeddings, labels = check_batch(embeddings, labels)
-    check_classes(labels, loss.num_classes)
     rows = F.cross_entropy(
         loss.logits(embeddings, labels), labels, reduction="none", label_smoothing=label_smoothing
     )
@@ -92,7 +113,7 @@ def classification_loss(
     indices_tuple: IndicesTuple | None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the batch; see `classification_rows` for the errors."""
+    """Mean cross-entropy over the batch; see `check_samples` for the errors."""
     with full_precision(embeddings):
         embeddings, labels, rows = classification_rows(
             loss, embeddings, labels, indices_tuple, label_smoothing

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dml.losses.classification import class_centres, classification_loss
+from dml.losses.classification import class_centres, classification_loss, linear_logits
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -50,8 +50,7 @@ class CrossEntropy(nn.Module):
     def logits(self, embeddings: Embeddings, labels: Labels) -> Float[Tensor, "n c"]:
         """The linear classifier; the labels play no part."""
         del labels
-        products = embeddings @ self.proxies.to(embeddings.dtype).T
-        return products if self.bias is None else products + self.bias.to(embeddings.dtype)
+        return linear_logits(embeddings, self.proxies, self.bias)
 
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None

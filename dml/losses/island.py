@@ -2,12 +2,11 @@
 Recognition", FG 2018, arXiv:1710.03144.
 """
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dml.losses.center import center_rows
-from dml.losses.classification import class_centres, classification_rows
+from dml.losses.center import Center, center_rows
+from dml.losses.classification import classification_rows
 from dml.losses.pairs import check_finite, full_precision, unit
 from dml.types import Embeddings, IndicesTuple, Labels
 
@@ -20,7 +19,7 @@ def mean_cosine_between(centers: Float[Tensor, "c d"]) -> Float[Tensor, ""]:
     return pairs / (len(lines) * (len(lines) - 1))
 
 
-class Island(nn.Module):
+class Island(Center):
     r"""Softmax cross-entropy with island loss: center loss whose centres repel each other.
 
         L = mean_i ( -log softmax_y(W x_i + b) + lambda/2 |x_i - c_y|^2 )
@@ -53,19 +52,8 @@ class Island(nn.Module):
         center_weight: float = 0.01,
         pair_weight: float = 10.0,
     ):
-        super().__init__()
-        self.num_classes = num_classes
-        self.center_weight = center_weight
+        super().__init__(num_classes, embedding_dim, center_weight)
         self.pair_weight = pair_weight
-        self.proxies = class_centres(num_classes, embedding_dim)
-        self.bias = nn.Parameter(torch.zeros(num_classes))
-        self.centers = class_centres(num_classes, embedding_dim)
-
-    def logits(self, embeddings: Embeddings, labels: Labels) -> Float[Tensor, "n c"]:
-        """The linear classifier; the labels play no part."""
-        del labels
-        dtype = embeddings.dtype
-        return embeddings @ self.proxies.to(dtype).T + self.bias.to(dtype)
 
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None
@@ -80,7 +68,4 @@ class Island(nn.Module):
 
     def extra_repr(self) -> str:
         """Hyperparameters for `print`."""
-        return (
-            f"num_classes={self.num_classes}, center_weight={self.center_weight}, "
-            f"pair_weight={self.pair_weight}"
-        )
+        return f"{super().extra_repr()}, pair_weight={self.pair_weight}"

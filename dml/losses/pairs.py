@@ -136,6 +136,18 @@ def check_positions(
     return positions
 
 
+def check_radians(loss: str, margin: float, margin_degrees: float | None) -> None:
+    """A margin in [0, pi/2] radians: ValueError for another, TypeError for one in degrees."""
+    if margin_degrees is not None:
+        radians = math.radians(margin_degrees)
+        raise TypeError(f"{loss} takes its margin in radians: margin={radians:.4g}")
+    if not 0 <= margin <= math.pi / 2:
+        raise ValueError(
+            f"margin={margin:g} must lie in [0, pi/2] radians; "
+            f"{margin:g} degrees are margin={math.radians(margin):.4g}"
+        )
+
+
 def listed(noun: str, numbers: list[int], limit: int = 10) -> str:
     """`rows 3, 8`, cut after `limit` numbers."""
     shown = ", ".join(str(number) for number in numbers[:limit])
@@ -167,16 +179,19 @@ def cosine_similarity(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float
     return x_unit @ (x_unit if y is x else unit(y)).T
 
 
-class _UnitDistance(torch.autograd.Function):
-    """sqrt(2 - 2 s), with gradient 0 where it is 0; there the square root has slope infinity."""
+# Relative size of what rounding cannot tell from a squared distance of 0: equal rows 2,048 wide reach 10.
+NOISE_EPS = 16
+
+
+class _Root(torch.autograd.Function):
+    """Square root, with gradient 0 where it is 0; there it has slope infinity."""
 
     @staticmethod
-    def forward(ctx: Any, similarities: Tensor) -> Tensor:
-        squares = _unit_squares(similarities)
-        distances = squares.sqrt()
-        # slope -1/d, written so that it is 0 at d = 0 and one product in the backward pass
-        ctx.save_for_backward(distances / (-torch.finfo(squares.dtype).tiny - squares))
-        return distances
+    def forward(ctx: Any, squares: Tensor) -> Tensor:
+        roots = squares.sqrt()
+        # slope 1 / 2r, written so that it is 0 at r = 0
+        ctx.save_for_backward(roots / (2 * squares + torch.finfo(squares.dtype).tiny))
+        return roots
 
     @staticmethod
     @once_differentiable
@@ -185,21 +200,22 @@ class _UnitDistance(torch.autograd.Function):
         return gradient * slope
 
 
-def _unit_squares(similarities: Tensor) -> Tensor:
-    """2 - 2 s; what rounding cannot tell from 0 is 0."""
-    noise = 16 * torch.finfo(similarities.dtype).eps  # equal rows 2,048 wide reach 10
-    return F.threshold(torch.rsub(similarities, 2, alpha=2), noise, 0)
-
-
-def unit_distances(similarities: Float[Tensor, "n m"], squared: bool) -> Float[Tensor, "n m"]:
+def unit_distances(similarities: Float[Tensor, "*s"], squared: bool) -> Float[Tensor, "*s"]:
     """Euclidean distances between unit vectors: |x - y|^2 = 2 - 2 cos; finite gradient at 0."""
-    return _unit_squares(similarities) if squared else _UnitDistance.apply(similarities)
+    noise = NOISE_EPS * torch.finfo(similarities.dtype).eps
+    squares = F.threshold(torch.rsub(similarities, 2, alpha=2), noise, 0)
+    return squares if squared else _Root.apply(squares)
 
 
 def euclidean_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """|x - y| of rows of any length; gradient 0 where it is 0."""
-    # Not by |x|^2 + |y|^2 - 2 x.y, which has no digits left for rows that are near each other.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    """|x - y| of rows of any length; finite gradient at 0."""
+    # Distances from the mean are the same and lose fewer digits in |x|^2 + |y|^2 - 2 x.y.
+    centre = y.detach().mean(dim=0)
+    x_own, y_own = x - centre, y - centre
+    sums = x_own.square().sum(dim=1)[:, None] + y_own.square().sum(dim=1)
+    squares = sums - 2 * x_own @ y_own.T
+    noise = NOISE_EPS * torch.finfo(sums.dtype).eps * sums.detach()
+    return _Root.apply(squares * (squares > noise))
 
 
 # ---------------------------------------------------------------- masks

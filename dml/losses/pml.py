@@ -13,7 +13,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dml.losses.pairs import check_batch, check_finite, full_precision
+from dml.losses.pairs import (
+    check_classes,
+    check_finite,
+    check_rows,
+    check_tuple,
+    compare,
+    full_precision,
+)
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -45,6 +52,7 @@ class PmlLoss(nn.Module):
         super().__init__()
         more = {} if distance is None else {"distance": named(distances, distance)}
         self.loss = getattr(losses, loss)(**arguments, reducer=named(reducers, reducer), **more)
+        self.num_classes: int | None = arguments.get("num_classes")
         self.state = tuple(state)
         for name in self.state:
             tensor = getattr(self.loss, name)
@@ -54,13 +62,17 @@ class PmlLoss(nn.Module):
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None
     ) -> Float[Tensor, ""]:
-        """Loss of a batch."""
+        """Loss of a batch; ValueError for a label that is no class, or a tuple of another batch."""
         with full_precision(embeddings):
-            embeddings, labels = check_batch(embeddings, labels)
-            value = self.loss(embeddings, labels, indices_tuple)
+            batch = compare(embeddings, labels)
+            check_rows(batch.embeddings, "embeddings")  # some classes take NaN for an index
+            if self.num_classes is not None:
+                check_classes(batch.labels, self.num_classes)
+            chosen = None if indices_tuple is None else check_tuple(indices_tuple, batch)
+            value = self.loss(batch.embeddings, batch.labels, chosen)
         for name in self.state:
             setattr(self.loss, name, getattr(self.loss, name).detach())
-        return check_finite(value.squeeze(), embeddings=embeddings)
+        return check_finite(value.squeeze(), embeddings=batch.embeddings)
 
 
 def named(module: Any, options: Mapping[str, Any]) -> Any:

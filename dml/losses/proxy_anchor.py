@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dml.losses.classification import cosines_to
-from dml.losses.pairs import (
-    check_batch,
-    check_classes,
-    check_finite,
-    full_precision,
-    masked_logsumexp,
-    mean_over,
-    refuse_tuple,
-)
+from dml.losses.classification import check_samples, cosines_to
+from dml.losses.pairs import check_finite, full_precision, masked_logsumexp, mean_over
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -70,10 +62,10 @@ class ProxyAnchor(nn.Module):
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None
     ) -> Float[Tensor, ""]:
         """Loss of a batch; ValueError for a label outside 0..num_classes-1."""
-        refuse_tuple(indices_tuple, "ProxyAnchor", "it compares samples with proxies, not in pairs")
         with full_precision(embeddings):
-            embeddings, labels = check_batch(embeddings, labels)
-            check_classes(labels, self.num_classes)
+            embeddings, labels = check_samples(
+                "ProxyAnchor", self.num_classes, embeddings, labels, indices_tuple
+            )
             similarities = cosines_to(embeddings, self.proxies)
             pull, push = proxy_anchor_terms(similarities, labels, self.margin, self.scale)
             present = torch.zeros_like(pull, dtype=torch.bool).index_fill(0, labels, True)

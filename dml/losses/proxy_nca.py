@@ -4,19 +4,12 @@ arXiv:1703.07464; ProxyNCA++: Teh et al., ECCV 2020, arXiv:2004.01113.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dml.losses.pairs import (
-    check_batch,
-    check_classes,
-    check_finite,
-    full_precision,
-    refuse_tuple,
-    unit,
-)
+from dml.losses.classification import check_samples, class_centres, cosines_to
+from dml.losses.pairs import check_finite, full_precision
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -71,17 +64,17 @@ class ProxyNCA(nn.Module):
         self.num_classes = num_classes
         self.scale = scale
         self.positive_in_denominator = positive_in_denominator
-        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
+        self.proxies = class_centres(num_classes, embedding_dim)
 
     def forward(
         self, embeddings: Embeddings, labels: Labels, indices_tuple: IndicesTuple | None = None
     ) -> Float[Tensor, ""]:
         """Loss of a batch; ValueError for a label outside 0..num_classes-1."""
-        refuse_tuple(indices_tuple, "ProxyNCA", "it compares samples with proxies, not in pairs")
         with full_precision(embeddings):
-            embeddings, labels = check_batch(embeddings, labels)
-            check_classes(labels, self.num_classes)
-            similarities = unit(embeddings) @ unit(self.proxies.to(embeddings.dtype)).T
+            embeddings, labels = check_samples(
+                "ProxyNCA", self.num_classes, embeddings, labels, indices_tuple
+            )
+            similarities = cosines_to(embeddings, self.proxies)
             rows = proxy_nca_rows(similarities, labels, self.scale, self.positive_in_denominator)
             loss = rows.mean()
         return check_finite(loss, embeddings=embeddings, proxies=self.proxies)

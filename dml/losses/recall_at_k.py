@@ -2,7 +2,6 @@
 Mixup", CVPR 2022, arXiv:2108.11179.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +18,7 @@ from dml.losses.pairs import (
     pair_masks,
     refuse_tuple,
 )
+from dml.losses.smooth_ap import items_above
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -31,11 +31,7 @@ def recall_rows(
     rank_temperature: float,
 ) -> Float[Tensor, " n"]:
     """1 - mean over k of the smooth recall, per query; 1 where it has no positive."""
-    queries, items = positives.nonzero(as_tuple=True)  # [p]: every positive of every query
-    own = similarities[queries, items][:, None]
-    # What is not ranked, the query itself, is infinitely far: sigmoid(-inf) = 0.
-    ranked = torch.where(positives | negatives, similarities, -math.inf)
-    above = torch.sigmoid((ranked.index_select(0, queries) - own) / rank_temperature)  # [p, m]
+    queries, above = items_above(similarities, positives, negatives, rank_temperature)
     # Rank 1 plus everything above; the item itself contributes sigmoid(0) = 1/2 that must not count.
     rank = 0.5 + above.sum(dim=1)
     within = torch.sigmoid((k - rank[:, None]) / k_temperature)  # [p, k]

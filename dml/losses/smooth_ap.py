@@ -5,7 +5,7 @@ ECCV 2020, arXiv:2007.12163.
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dml.losses.pairs import (
@@ -21,6 +21,23 @@ from dml.losses.pairs import (
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
+def items_above(
+    similarities: Float[Tensor, "n m"],
+    positives: Bool[Tensor, "n m"],
+    negatives: Bool[Tensor, "n m"],
+    temperature: float,
+) -> tuple[Int[Tensor, " p"], Float[Tensor, "p m"]]:
+    """(query, sigmoid((s_j - s_i) / temperature) of every item j) for each positive i of each query.
+
+    The positive itself has 1/2, and what is not ranked 0.
+    """
+    queries, items = positives.nonzero(as_tuple=True)
+    own = similarities[queries, items][:, None]
+    # What is not ranked, the query itself, is infinitely far: sigmoid(-inf) = 0.
+    ranked = torch.where(positives | negatives, similarities, -math.inf)
+    return queries, torch.sigmoid((ranked.index_select(0, queries) - own) / temperature)
+
+
 def smooth_ap_rows(
     similarities: Float[Tensor, "n m"],
     positives: Bool[Tensor, "n m"],
@@ -28,11 +45,7 @@ def smooth_ap_rows(
     temperature: float,
 ) -> Float[Tensor, " n"]:
     """1 - AP per query; 1 where it has no positive."""
-    queries, items = positives.nonzero(as_tuple=True)  # [p]: every positive of every query
-    own = similarities[queries, items][:, None]
-    # What is not ranked, the query itself, is infinitely far: sigmoid(-inf) = 0.
-    ranked = torch.where(positives | negatives, similarities, -math.inf)
-    above = torch.sigmoid((ranked.index_select(0, queries) - own) / temperature)  # [p, m]
+    queries, above = items_above(similarities, positives, negatives, temperature)
     # Rank 1 plus everything above; the item itself contributes sigmoid(0) = 1/2 that must not count.
     rank = 0.5 + above.sum(dim=1)
     rank_among_positives = 0.5 + (above * positives.index_select(0, queries)).sum(dim=1)

@@ -2,13 +2,12 @@
 Noisy Web Faces", ECCV 2020.
 """
 
-import math
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dml.losses.arcface import arcface_logits
 from dml.losses.classification import class_centres, classification_loss, cosines_to
+from dml.losses.pairs import check_radians
 from dml.types import Embeddings, IndicesTuple, Labels
 
 
@@ -50,14 +49,7 @@ class SubCenterArcFace(nn.Module):
         margin_degrees: None = None,
     ):
         super().__init__()
-        if margin_degrees is not None:
-            radians = math.radians(margin_degrees)
-            raise TypeError(f"SubCenterArcFace takes its margin in radians: margin={radians:.4g}")
-        if not 0 <= margin <= math.pi / 2:
-            raise ValueError(
-                f"margin={margin:g} must lie in [0, pi/2] radians; "
-                f"{margin:g} degrees are margin={math.radians(margin):.4g}"
-            )
+        check_radians("SubCenterArcFace", margin, margin_degrees)
         self.num_classes = num_classes
         self.margin = margin
         self.scale = scale

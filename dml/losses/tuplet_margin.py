@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dml.losses.pairs import (
     check_finite,
+    check_radians,
     compare,
     cosine_similarity,
     full_precision,
@@ -68,14 +69,7 @@ class TupletMargin(nn.Module):
 
     def __init__(self, margin: float = 0.1, scale: float = 64.0, *, margin_degrees: None = None):
         super().__init__()
-        if margin_degrees is not None:
-            radians = math.radians(margin_degrees)
-            raise TypeError(f"TupletMargin takes its margin in radians: margin={radians:.4g}")
-        if not 0 <= margin <= math.pi / 2:
-            raise ValueError(
-                f"margin={margin:g} must lie in [0, pi/2] radians; "
-                f"{margin:g} degrees are margin={math.radians(margin):.4g}"
-            )
+        check_radians("TupletMargin", margin, margin_degrees)
         self.margin = margin
         self.scale = scale
 

@@ -2,23 +2,24 @@
 
 import pytest
 
-KILLED = pytest.StashKey[list]()
 
+@pytest.fixture
+def caught(record_property):
+    """caught(mutant, check): a row of the table at the end of the run."""
 
-def pytest_configure(config):
-    config.stash[KILLED] = []
+    def record(mutant, check: str) -> None:
+        record_property("mutant", str(mutant))
+        record_property("caught by", check)
+
+    return record
 
 
 def pytest_terminal_summary(terminalreporter):
-    rows = terminalreporter.config.stash[KILLED]
+    # Read from the reports, which come from the workers too (pytest -n 2).
+    properties = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    rows = sorted((p["mutant"], p["caught by"]) for p in properties if "mutant" in p)
     if rows and terminalreporter.verbosity > -2:
-        terminalreporter.section("mutants of the losses, and what caught them")
+        terminalreporter.section(f"{len(rows)} mutants, and what caught them")
         width = max(len(name) for name, _ in rows)
-        for name, killer in rows:
-            terminalreporter.line(f"{name:{width}}  {killer}")
-
-
-@pytest.fixture
-def killed(request):
-    """List of (mutant, check) for the table at the end of the run."""
-    return request.config.stash[KILLED]
+        for name, check in rows:
+            terminalreporter.line(f"{name:{width}}  {check}")

@@ -60,8 +60,17 @@ class LossFile:
         values = OmegaConf.to_container(values, resolve=False)
         return {k: v for k, v in values.items() if k not in NOT_CONSTRUCTOR}
 
-    def make(self, dim: int = 4, num_classes: int = NUM_CLASSES, **hyperparameters):
-        """The loss with its shipped values, or those given; proxies drawn from seed 0."""
+    def make(
+        self,
+        dim: int = 4,
+        num_classes: int = NUM_CLASSES,
+        target: type | None = None,
+        **hyperparameters,
+    ):
+        """The loss (or `target`, a changed one) with its shipped values, or those given.
+
+        Proxies are drawn from seed 0.
+        """
         shipped = self.shipped()
         sizes = {"num_classes": num_classes, "embedding_dim": dim}
         inner = shipped.get("classifier", {})
@@ -71,7 +80,7 @@ class LossFile:
             torch.manual_seed(0)
             if inner:
                 shipped["classifier"] = instantiate(inner)
-            return self.target(**shipped | hyperparameters)
+            return (target or self.target)(**shipped | hyperparameters)
 
 
 def reference_path(name: str) -> Path:

@@ -194,6 +194,25 @@ def test_half_precision_of_any_scale(file, dtype, size):
     torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "file", [file for file in loss_files() if not file.by_direction], ids=variant_id
+)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 1e30)])
+def test_lengths_that_are_too_great_end_in_an_error(file, dtype, size):
+    """Where the length is part of the value it may overflow: a finite loss or an error, never NaN."""
+    x, labels = batch()
+    half = (x / x.abs().max() * size).to(dtype)
+    try:
+        value, gradients = run(file.make(), half, labels)
+    except ValueError as error:
+        told = str(error)
+    else:
+        assert value.isfinite()
+        assert not any(gradient.isnan().any() for gradient in gradients)
+        return
+    assert "though its inputs are finite; largest magnitudes: embeddings" in told
+
+
 @ALL
 def test_tiny_embeddings_have_a_direction(file):
     """1e-30 squared is 0 in float32; a norm with an epsilon would take the direction for zero."""

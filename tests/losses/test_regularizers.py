@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import math
 
 import pytest
 import torch
@@ -79,19 +80,21 @@ def test_equal_the_loops(kind, x, labels):
         assert_equal(found, loops)
 
 
-@pytest.mark.parametrize(
-    "loss", [SphericalEmbeddingConstraint(momentum=0.2), MultiLevelDistance()], ids=["sec", "mdr"]
-)
-def test_running_means_are_kept(loss):
+def make(name: str, **options):
+    """A regulariser with running statistics, by the name of its file."""
+    return {"sec": SphericalEmbeddingConstraint, "mdr": MultiLevelDistance}[name](**options)
+
+
+@pytest.mark.parametrize("name", ["sec", "mdr"])
+def test_running_means_are_kept(name):
     """In the state dict, so that a resumed run goes on with them; untouched in evaluation."""
-    loss = copy.deepcopy(loss)
+    loss = make(name, momentum=0.4)
     draw = torch.Generator().manual_seed(0)
     for scale in (1, 5):
         loss(scale * torch.randn(6, 4, generator=draw), LABELS)
     x = torch.randn(6, 4, generator=draw)
-    fresh = type(loss)(**({"momentum": loss.momentum}))
-    assert fresh(x, LABELS) != loss.eval()(x, LABELS)
-    fresh = type(loss)(**({"momentum": loss.momentum}))
+    assert make(name, momentum=0.4)(x, LABELS) != loss.eval()(x, LABELS)
+    fresh = make(name, momentum=0.4)
     fresh.load_state_dict(loss.state_dict())
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     assert fresh(x, LABELS) == loss(x, LABELS)
@@ -105,6 +108,35 @@ def test_the_running_mean_by_hand():
     value = loss(torch.tensor([[7.0]]), torch.tensor([0]))
     assert loss.mean_length == 4
     assert value == 9
+
+
+@pytest.mark.parametrize("name", ["sec", "mdr"])
+def test_running_statistics_have_no_gradient(name):
+    """A batch moves towards its statistics; the statistics are not drawn to the batch."""
+    loss = make(name, momentum=0.4).double()
+    draw = torch.Generator().manual_seed(0)
+    first, x = torch.randn(2, 6, 4, generator=draw, dtype=torch.float64)
+    loss(3 * first, LABELS)
+    frozen = copy.deepcopy(loss)
+    _, gradients = value_and_gradients(lambda x: loss(x, LABELS), x)
+    # the statistics of this very batch, held fast
+    frozen.load_state_dict(loss.state_dict())
+    frozen.eval().momentum = {"sec": 0.0, "mdr": 1.0}[name]
+    _, expected = value_and_gradients(lambda x: frozen(x, LABELS), x)
+    torch.testing.assert_close(gradients[0], expected[0])
+
+
+@pytest.mark.parametrize("make", [L2, SphericalEmbeddingConstraint, MultiLevelDistance])
+def test_wrong_input_is_refused(make):
+    """The rows that hold a NaN are named; a shape that does not fit is no number."""
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        make()(x, LABELS.float())
+    with pytest.raises(ValueError, match="one label per row of vectors"):
+        make()(x, LABELS[:2])
+    x[3] = math.nan
+    with pytest.raises(ValueError, match="vectors: row 3 of 6 not finite"):
+        make()(x, LABELS)
 
 
 def test_switched_triplets():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dml import build
+from dml import build, cli
 from dml.config import check, compose
+from dml.errors import ConfigurationError
 from dml.losses import ArcFace, SmoothAP, Triplet
 from dml.losses.sum import Sum
 
@@ -32,12 +33,12 @@ def test_miner_and_memory_reach_the_parts_that_take_them():
     one = torch.tensor([0])
     chosen = (one, one + 1, one + 2)
     triplet, smooth_ap = Triplet(), SmoothAP()
-    loss = Sum([triplet, smooth_ap], [1, 1], [True, False], [True, False])
+    loss = Sum([triplet, smooth_ap], [2, 1], [True, False], [True, False])
     torch.testing.assert_close(
-        loss(x, LABELS, chosen), triplet(x, LABELS, chosen) + smooth_ap(x, LABELS)
+        loss(x, LABELS, chosen), 2 * triplet(x, LABELS, chosen) + smooth_ap(x, LABELS)
     )
     columns = {"reference": x, "reference_labels": LABELS, "self_slots": torch.arange(6)}
-    torch.testing.assert_close(loss(x, LABELS, **columns), triplet(x, LABELS))
+    torch.testing.assert_close(loss(x, LABELS, **columns), 2 * triplet(x, LABELS))
 
 
 def test_values_are_those_of_the_files():
@@ -96,3 +97,26 @@ def test_unknown_parts_and_options():
     assert "Did you mean loss.first=triplet?" in problems[0].what
     _, problems = compose.compose_all(["loss=circle", "loss.first=triplet"])
     assert "loss has no option 'first'" in problems[0].what
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["loss.first=circle", "loss.third=contrastive", "loss.third.negative_margin=0.5"],
+    ],
+    ids=["default", "other_parts"],
+)
+def test_the_printed_configuration_is_the_one_that_runs(words, monkeypatch, capsys):
+    """`--cfg job` is Hydra's own composition; the parts are ours and must be in it all the same."""
+    typed = ["loss=sum", *words]
+    monkeypatch.setattr("sys.argv", ["train.py", "--cfg", "job", *typed])
+    assert cli.train_command(["--cfg", "job", *typed]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    found, _ = compose.compose_all(typed)
+    assert printed.loss == OmegaConf.create(OmegaConf.to_yaml(found.config.loss))
+
+
+def test_a_part_that_is_no_loss_is_refused_before_printing():
+    with pytest.raises(ConfigurationError, match=r"Did you mean loss.first=circle"):
+        cli.train_command(["--cfg", "job", "loss=sum", "loss.first=circel"])
