@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dml.config import losses as loss_schemas
-from dml.data.index import ImageIndex
+from dml.data.index import ImageIndex, ImageSet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dml.encoder import Encoder
 
 # Options of a group that are read by others than the thing it builds.
-DATA_ONLY = ("num_train_classes", "recall_k", "on_bad_image")
+DATA_ONLY = ("num_train_classes", "recall_k", "on_bad_image", "small_classes", "cache", "cache_dir")
 LOSS_ONLY = ("lr_scale", "weight_decay")
 
 
@@ -48,9 +48,12 @@ def index(config: DictConfig) -> ImageIndex:
     return build(config.data, *DATA_ONLY)
 
 
-def sampler(config: DictConfig, labels: Any) -> Any:
-    """Batches over training labels int64 [n]."""
-    return build(config.sampler, labels=labels, seed=config.seed)
+def sampler(config: DictConfig, images: ImageSet) -> Any:
+    """Batches over training images."""
+    more = {}
+    if schema_of(config, "sampler").takes_superclasses:
+        more["superclasses"] = images.superclasses
+    return build(config.sampler, labels=images.labels, seed=config.seed, **more)
 
 
 def geometry(config: DictConfig) -> str:
@@ -121,6 +124,16 @@ def regularizer(config: DictConfig) -> "nn.Module | None":
     if config.regularizer._target_ is None or schema.switches_triplets:
         return None
     return build(config.regularizer, *LOSS_ONLY)
+
+
+def callbacks(config: DictConfig) -> list[Any]:
+    """Those of the configuration that look on at training."""
+    if config.callbacks._target_ is None:
+        return []
+    parts = loss_parts(config)
+    schema = parts.get("loss")
+    pairs = schema is not None and "pairs" in schema.miners and schema.takes_reference
+    return [build(config.callbacks, pairs=pairs)]
 
 
 def train_transform(config: DictConfig, encoder: "Encoder") -> Callable[[Any], "Tensor"]:

@@ -13,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants, try_to_load_from_cache
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
@@ -90,8 +90,14 @@ class Trunk(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Tensor:
-        """Features before pooling: [n, c, h, w], or tokens [n, t, c]."""
+    def forward(self, images: Shaped[Tensor, "n 3 h w"]) -> Tensor:
+        """Features before pooling: [n, c, h, w], or tokens [n, t, c].
+
+        images: uint8 pixels, which are normalised here (a loader sends a quarter of the bytes), or
+        float ones that are normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = self.preprocess.normalize(images).to(next(self.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.model.forward_features(images.contiguous(memory_format=self.memory_format))
 
@@ -105,20 +111,26 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Module):
-    """Pooling, optional LayerNorm, a linear layer to `dim`.
+    """Pooling, optional LayerNorm, a linear layer to `dim`; dim None: none, the pooled features as they are.
 
     pooling: avg | max | avg_max (their sum, Proxy-Anchor) | gem (generalised mean with a learned power,
     Radenović et al., arXiv:1711.02512, eq. 3) | native (timm's own, such as the class token of a ViT).
     layer_norm: over the pooled features, without scale and shift, as in ProxyNCA++ and ROADMAP.
     """
 
-    def __init__(self, in_features: int, dim: int, pooling: str = "avg", layer_norm: bool = False):
+    def __init__(
+        self,
+        in_features: int,
+        dim: int | None = None,
+        pooling: str = "avg",
+        layer_norm: bool = False,
+    ):
         super().__init__()
-        self.dim, self.pooling = dim, pooling
+        self.dim, self.pooling = dim or in_features, pooling
         self.norm = (
             nn.LayerNorm(in_features, elementwise_affine=False) if layer_norm else nn.Identity()
         )
-        self.linear = nn.Linear(in_features, dim)
+        self.linear = nn.Linear(in_features, dim) if dim else nn.Identity()
         if pooling == "gem":
             self.power = nn.Parameter(torch.tensor(3.0))
 
@@ -160,7 +172,7 @@ class Encoder(nn.Module):
         """Length of an embedding."""
         return self.head.dim
 
-    def pooled(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
+    def pooled(self, images: Shaped[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
         """The trunk's pooled features, before the embedding layer."""
         features = self.trunk(images)
         if self.head.pooling == "native":
@@ -170,7 +182,7 @@ class Encoder(nn.Module):
     def project(self, pooled: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
         """Pooled features to float32 vectors before normalisation, whatever the trunk's precision."""
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.head(pooled.to(self.head.linear.weight.dtype))
+            return self.head(pooled.to(next(self.parameters()).dtype))
 
     def scale(self, vectors: Float[Tensor, "n d"]) -> Embeddings:
         """Vectors to embeddings: of length 1, unless the loss needs their own."""
@@ -181,8 +193,8 @@ class Encoder(nn.Module):
         """Pooled features to float32 embeddings."""
         return self.scale(self.project(pooled))
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Embeddings:
-        """Preprocessed images to embeddings [n, dim]."""
+    def forward(self, images: Shaped[Tensor, "n 3 h w"]) -> Embeddings:
+        """Cropped images, uint8 or normalised, to embeddings [n, dim]."""
         return self.embed(self.pooled(images))
 
 

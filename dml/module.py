@@ -123,7 +123,7 @@ class DmlModule(pl.LightningModule):
         if len(batch.labels) == 0:
             return
         with torch.autocast(batch.images.device.type, enabled=False):
-            embeddings = self.encoder(batch.images.float())
+            embeddings = self.encoder(batch.images)
         self.validation.append((embeddings.cpu(), batch.labels.cpu(), batch.ids.cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -166,35 +166,3 @@ class DmlModule(pl.LightningModule):
         """See `on_save_checkpoint`."""
         self.training_seconds = checkpoint["training_seconds"]
         self.bad_images.skipped.update(checkpoint["unreadable"])
-
-
-@torch.no_grad()
-def embed(
-    encoders: dict[str, Callable[[Tensor], Tensor]],
-    batches: Any,
-    bad_images: BadImages,
-    device: torch.device,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Run several functions over the same images, each read once.
-
-    encoders: name -> (images float32 [n, 3, h, w] -> vectors [n, d]), already in evaluation mode and on
-    `device`.  Returns name -> float32 [N, d] on the CPU, labels int64 [N], ids int64 [N].
-    """
-    vectors: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    labels, ids = [], []
-    for batch in batches:
-        bad_images.check(batch)
-        if len(batch.labels) == 0:
-            continue
-        images = batch.images.to(device)
-        for name, encoder in encoders.items():
-            vectors[name].append(encoder(images).float().cpu())
-        labels.append(batch.labels)
-        ids.append(batch.ids)
-    if not labels:
-        raise RunError("no image could be read.")
-    return (
-        {name: torch.cat(parts) for name, parts in vectors.items()},
-        torch.cat(labels),
-        torch.cat(ids),
-    )

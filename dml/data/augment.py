@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Augmentation:
         if rand_augment:
             self.steps.append(v2.RandAugment(2, rand_augment, interpolation=bilinear))
         if erase:
-            mean = [round(255 * value) for value in preprocess.mean]
+            mean: Any = [round(255 * value) for value in preprocess.mean]  # annotated as one number
             self.steps.append(v2.RandomErasing(erase, value=mean))
 
     def __call__(self, file: ImageFile) -> Tensor:

@@ -34,7 +34,7 @@ from dml.errors import RunError
 log = logging.getLogger("dml")
 
 LEAST_SIDE = 256
-# Beside quality 95 and 4:4:4: 0.6 of the bytes and of the decoding time, for 45 instead of 48 dB
+# Beside quality 95 and 4:4:4: two thirds of the bytes and of the decoding time, for 45 instead of 48 dB
 # (benchmarks/loader.py part=copies). PNG: four times the bytes, eight times the time.
 FORMAT: dict[str, Any] = {"format": "JPEG", "quality": 90, "subsampling": "4:2:0"}
 CHUNK = 64  # images that a worker process does at a time

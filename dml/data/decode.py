@@ -49,9 +49,10 @@ class ImageFile:
 
     def _read_jpeg_header(self) -> None:
         try:
-            self.height, self.width, colors, _ = simplejpeg.decode_jpeg_header(self._data)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(self._data)
         except ValueError:
             return  # Pillow forgives more
+        self.height, self.width = int(height), int(width)
         small = self.height * self.width <= (Image.MAX_IMAGE_PIXELS or math.inf)
         self._is_plain_jpeg = colors in TURBO_COLORS and small  # else Pillow's to refuse
 

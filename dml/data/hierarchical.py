@@ -124,7 +124,8 @@ def superclass_of(labels: np.ndarray, superclasses: np.ndarray, names: np.ndarra
     if (counts > 1).any():
         what = (
             f"{int((counts > 1).sum())} training classes are in several super-classes: "
-            f"{shortened(classes[counts > 1])}.\nGive each class one super-class, or choose sampler=pk."
+            f"{shortened(classes[counts > 1].tolist())}.\n"
+            "Give each class one super-class, or choose sampler=pk."
         )
         raise ConfigurationError([Problem("sampler=hierarchical", what)])
     return pairs[1][np.searchsorted(classes, names)]

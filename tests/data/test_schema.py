@@ -19,7 +19,9 @@ FILES = {
     | {"csv": data.CsvData, "cub200": data.SplitData, "cars196": data.SplitData}
     | {"sop": data.Sop, "inshop": data.InShop, "vehicleid": data.VehicleId}
     | dict.fromkeys(data.FURTHER, data.SplitData),
-    "sampler": {"pk": data.PKSampler, "pairs": data.PKSampler, "random": data.RandomSampler},
+    "sampler": {"pk": data.PKSampler, "pairs": data.PKSampler, "random": data.RandomSampler}
+    | {"hierarchical": data.HierarchicalSampler, "class_balanced": data.ClassBalancedSampler}
+    | {"with_replacement": data.WithReplacementSampler},
 }
 CASES = [(group, name, schema) for group, names in FILES.items() for name, schema in names.items()]
 
@@ -31,7 +33,7 @@ def test_yaml_schema_and_code_agree(group, name, schema):
     assert keys == {field.name for field in dataclasses.fields(schema)}
     module, _, attribute = node["_target_"].rpartition(".")
     target = getattr(importlib.import_module(module), attribute)
-    given_by_builder = {"labels", "seed"} if group == "sampler" else set()
+    given_by_builder = {"labels", "superclasses", "seed"} if group == "sampler" else set()
     parameters = set(inspect.signature(target).parameters) - given_by_builder
     read_by_others = NOT_FOR_LOAD if group == "data" else set()
     assert keys - {"_target_"} - read_by_others == parameters
