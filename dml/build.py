@@ -13,9 +13,10 @@ from dml.config import losses as loss_schemas
 from dml.data.index import ImageIndex, ImageSet
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
 
+    from dml.data.augment import Augmentation
     from dml.encoder import Encoder
 
 # Options of a group that are read by others than the thing it builds.
@@ -136,7 +137,7 @@ def callbacks(config: DictConfig) -> list[Any]:
     return [build(config.callbacks, pairs=pairs)]
 
 
-def train_transform(config: DictConfig, encoder: "Encoder") -> Callable[[Any], "Tensor"]:
+def train_transform(config: DictConfig, encoder: "Encoder") -> "Augmentation":
     """Augmentation that ends in the encoder's own normalisation."""
     return build(config.augment, preprocess=encoder.preprocess)
 

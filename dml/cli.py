@@ -3,7 +3,6 @@
 Nothing above the call of `run` imports torch: a wrong command line is reported within a second.
 """
 
-import dataclasses
 import logging
 import shlex
 import sys
@@ -12,11 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dml.config import check, compose
 from dml.config.compose import Composed
-from dml.data.index import SPLITS, ImageIndex
+from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, Problem, RunError
 
 log = logging.getLogger("dml")
@@ -33,14 +30,6 @@ HYDRA_FLAGS = (
     "--shell-completion",
     "-sc",
 )
-EVAL_HELP = """Evaluate the encoder of a finished run again.
-
-  dml-eval run=DIR                               its own test classes
-  dml-eval run=DIR data=folder data.root=OTHER   other data, its test split
-  dml-eval run=DIR split=val evaluation.metrics=[recall@1,map@r]
-
-Options: run=DIR, split=train|val|test|all, data=..., data.*, evaluation.*, loader.*
-"""
 
 
 def train() -> None:
@@ -49,8 +38,17 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """``dml-eval``: evaluate a finished run again, on its own or other data."""
-    exit_with(evaluate_command)
+    """``dml-eval``: evaluate runs, timm models and saved embeddings; compare two runs."""
+    from dml import eval_command
+
+    exit_with(eval_command.run)
+
+
+def data() -> None:
+    """``dml-data``: fetch, check and look at data sets."""
+    from dml import data_command
+
+    exit_with(data_command.run)
 
 
 def exit_with(command: Callable[[list[str]], int]) -> None:
@@ -76,6 +74,7 @@ def train_command(words: list[str]) -> int:
         from hydra import main
 
         compose.register()
+        sys.argv[1:] = compose.hydra_words(words)
         main(version_base="1.3", config_path=str(compose.config_dir()), config_name="train")(
             print
         )()
@@ -87,6 +86,7 @@ def train_command(words: list[str]) -> int:
         from dml import tables
 
         tables.choices(composed)
+        log.info("%s", tables.data(index))
         log.info("Nothing is wrong with it. dry_run=true: nothing was trained.")
         return 0
     return train_one(composed, index)
@@ -159,70 +159,6 @@ def sweep(words: list[str]) -> int:
             results.append((name, None))
     tables.sweep(results)
     return FAILED if any(result is None for _, result in results) else 0
-
-
-def evaluate_command(words: list[str]) -> int:
-    """Evaluate as the words say; returns the exit code."""
-    if not words or any(word in ("--help", "-h") for word in words):
-        print(EVAL_HELP)
-        return 0 if words else WRONG_CONFIGURATION
-    own, rest = {"run": "", "split": "test"}, []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            rest.append(word)
-    composed, problems = eval_composed(own["run"], own["split"], rest)
-    if problems:
-        raise ConfigurationError(problems)
-    index = check.check_data(composed)
-    if own["split"] == "all":
-        index = dataclasses.replace(index, splits={"all": np.arange(len(index.labels))})
-    if len(index.part(own["split"])) == 0:
-        raise ConfigurationError(
-            [Problem(f"split={own['split']}", "this data has no such images.")]
-        )
-
-    from dml import record, run, tables
-
-    directory = Path(own["run"]).expanduser()
-    result = run.evaluate_run(directory, index, own["split"], composed.config)
-    tables.evaluation(result)
-    path = record.write_json(result, directory / f"evaluation_{index.name}_{own['split']}.json")
-    log.info("Written: %s", path)
-    return 0
-
-
-def eval_composed(run: str, split: str, words: list[str]) -> tuple[Composed, list[Problem]]:
-    """What dml-eval is to evaluate on: the run's own data options, changed by the words."""
-    from dml import record
-
-    problems = []
-    allowed = ("data", "evaluation", "loader")
-    for word in words:
-        if word.lstrip("+").split("=")[0].split(".")[0] not in allowed:
-            problems.append(
-                Problem(word, f"is no option of dml-eval. Options: {', '.join(allowed)}.")
-            )
-    splits = (*SPLITS, "all")
-    if split not in splits:
-        problems.append(Problem(f"split={split}", f"must be one of {', '.join(splits)}."))
-    if not run:
-        problems.append(Problem("run", "which run? Add run=DIR, the directory of a finished run."))
-    elif not (Path(run).expanduser() / record.FILE).is_file():
-        problems.append(Problem(f"run={run}", f"holds no {record.FILE}: it is no finished run."))
-    if problems:
-        raise ConfigurationError(problems)
-    before = record.read(Path(run).expanduser())["overrides"]
-    own_data = any(word.startswith("data=") for word in words)
-    kept = [
-        word
-        for word in before
-        if word.split("=")[0].split(".")[0] in allowed
-        and not (own_data and word.startswith("data"))
-    ]
-    return compose.compose_all([*kept, *words])
 
 
 class Terminal(logging.StreamHandler):

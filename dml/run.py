@@ -1,4 +1,4 @@
-"""One training run from a checked configuration to its record, and the evaluation of a finished run."""
+"""One training run from a checked configuration to its record."""
 
 import ctypes
 import logging
@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,27 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from rich.console import Console
-from rich.progress import track
+from torch import nn
 
 from dml import build, record, tables
 from dml.callbacks import EpochLines, Interrupted, StopOnSignal
 from dml.config.check import checkpoint_path
 from dml.config.compose import Composed
+from dml.data import cache
 from dml.data.images import BadImages
-from dml.data.index import SPLITS, ImageIndex
+from dml.data.index import ImageIndex, ImageSet
 from dml.data.loaders import EpochBatches, eval_loader, train_loader
 from dml.data.preprocess import Preprocess
 from dml.encoder import Encoder
 from dml.errors import RunError
-from dml.evaluation import evaluate
-from dml.module import DmlModule, embed
+from dml.measure import (
+    describe_data,
+    embed_split,
+    evaluation_options,
+    load_encoder_weights,
+    measure,
+)
+from dml.module import DmlModule
 
 log = logging.getLogger("dml")
 
@@ -54,18 +60,73 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
     run_dir = make_run_dir(composed)
     add_log_file(run_dir)
     tables.choices(composed)
-    train_set, val_set = index.part("train"), index.part("val")
-    log.info(
-        "%s: %s. Run directory: %s",
-        config.data.name,
-        ", ".join(
-            f"{len(index.part(s))} {s} images of {index.part(s).num_classes} classes"
-            for s in SPLITS
-        ),
-        config.run_dir,
-    )
+    log.info("%s. Run directory: %s", tables.data(index), config.run_dir)
     bad_images = BadImages(config.data.on_bad_image)
-    sampler = build.sampler(config, train_set.labels)
+    loggers = make_loggers(config, run_dir, checkpoint_path(config) is not None)
+    # Test classes choose nothing: what trains is not given their images.
+    fitted = fit(
+        config, run_dir, index.part("train"), index.part("val"), encoder, loss, bad_images, loggers
+    )
+    metrics, protocol = final_evaluation(config, index, encoder, fitted.device, bad_images)
+    result = {
+        "format": record.FORMAT,
+        "command": record.command(),
+        "overrides": composed.overrides,
+        "choices": [vars(choice) for choice in composed.choices],
+        "config": build.plain(config),
+        "seed": config.seed,
+        "code": record.code_state(),
+        "versions": record.versions(),
+        "hardware": hardware(fitted.device),
+        "started": now.isoformat(timespec="seconds"),
+        "seconds": {"total": time.monotonic() - started, "training": fitted.seconds},
+        "peak_memory_bytes": peak_memory(fitted.device),
+        "data": describe_data(index, bad_images),
+        "protocol": protocol,
+        "checkpoint": fitted.checkpoint,
+        "metrics": metrics,
+    }
+    record.write(result, run_dir)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update({f"test/{k}": v for k, v in metrics["test"].items()})
+        logger.finalize("success")
+    tables.results(result)
+    log.info("Record: %s/%s", config.run_dir, record.FILE)
+    return result
+
+
+@dataclass
+class Fitted:
+    """What training leaves behind, beside the encoder's weights.
+
+    checkpoint: the record's entry about the chosen weights.  seconds: of training, all sessions together.
+    """
+
+    device: torch.device
+    checkpoint: dict[str, Any]
+    seconds: float
+
+
+def fit(
+    config: DictConfig,
+    run_dir: Path,
+    train_set: ImageSet,
+    val_set: ImageSet,
+    encoder: Encoder,
+    loss: nn.Module,
+    bad_images: BadImages,
+    loggers: list[Logger],
+) -> Fitted:
+    """Train the encoder, and load the weights into it that the selection rule names.
+
+    val_set: the images that choose them; empty: none do.  Raises RunError or Interrupted.
+    """
+    sampler = build.sampler(config, train_set)
+    if config.data.cache == "resized":
+        side = cache.side_for(encoder.preprocess, config.augment.resize)
+        workers = config.loader.num_workers
+        train_set = cache.resized(train_set, side, config.data.cache_dir, workers)
     batches = train_loader(
         train_set,
         sampler,
@@ -104,7 +165,6 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
         assert isinstance(batches.batch_sampler, EpochBatches)
         batches.batch_sampler.resume_at(step)
         log.info("Resuming %s at step %d", resumed, step)
-    loggers = make_loggers(config, run_dir, resumed is not None)
     stop = StopOnSignal(run_dir / "checkpoints" / "last.ckpt")
     best = best_checkpoint(config, run_dir, has_val=validation is not None)
     trainer = pl.Trainer(
@@ -142,65 +202,7 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
             "training ended before its first step: trainer.max_epochs or max_steps allow none."
         )
     chosen = choose_checkpoint(config, trainer, best, run_dir, encoder)
-    metrics, protocol = final_evaluation(config, index, encoder, device, bad_images)
-    result = {
-        "format": record.FORMAT,
-        "command": record.command(),
-        "overrides": composed.overrides,
-        "choices": [vars(choice) for choice in composed.choices],
-        "config": build.plain(config),
-        "seed": config.seed,
-        "code": record.code_state(),
-        "versions": record.versions(),
-        "hardware": hardware(device),
-        "started": now.isoformat(timespec="seconds"),
-        "seconds": {"total": time.monotonic() - started, "training": training_seconds},
-        "peak_memory_bytes": peak_memory(device),
-        "data": describe_data(index, bad_images),
-        "protocol": protocol,
-        "checkpoint": chosen,
-        "metrics": metrics,
-    }
-    record.write(result, run_dir)
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update({f"test/{k}": v for k, v in metrics["test"].items()})
-        logger.finalize("success")
-    tables.results(result)
-    log.info("Record: %s/%s", config.run_dir, record.FILE)
-    return result
-
-
-def evaluation_options(config: DictConfig, similarity: str) -> dict[str, Any]:
-    """Keyword arguments of `evaluate`."""
-    return {
-        "metrics": tuple(config.evaluation.metrics),
-        "backend": config.evaluation.backend,
-        "similarity": similarity,
-    }
-
-
-def embed_split(
-    config: DictConfig,
-    index: ImageIndex,
-    split: str,
-    encoders: dict[str, Callable[[torch.Tensor], torch.Tensor]],
-    preprocess: Preprocess,
-    device: torch.device,
-    bad_images: BadImages,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """`module.embed` over one split, with a progress bar."""
-    batches = eval_loader(
-        index.part(split), preprocess, config.loader.eval_batch_size, config.loader.num_workers
-    )
-    bar = track(
-        batches,
-        f"{index.name}, {split} images",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    return embed(encoders, bar, bad_images, device)
+    return Fitted(device, chosen, training_seconds)
 
 
 def final_evaluation(
@@ -236,68 +238,38 @@ def final_evaluation(
     if len(index.part("val")):
         splits["val"] = {"val": trained}
     for split, encoders in splits.items():
-        vectors, labels, ids = embed_split(
-            config, index, split, encoders, trained.preprocess, device, bad_images
-        )
-        for name, embeddings in vectors.items():
-            options = evaluation_options(config, "cosine" if name == "frozen" else similarity)
-            metrics[name] = evaluate(embeddings, labels, query_ids=ids, **options)
+        found = embed_split(config, index, split, encoders, trained.preprocess, device, bad_images)
+        for name, embedded in found.items():
+            compared_by = "cosine" if name == "frozen" else similarity
+            metrics[name] = measure(replace(embedded, similarity=compared_by), config).metrics
     protocol = {
-        "class_disjoint": True,
-        "queries": "every image of the split, against all others of it; itself excluded by id",
+        "name": config.data.get("protocol", "standard"),
+        "fold": config.data.get("fold"),
+        "class_disjoint": index.class_disjoint,
+        "queries": ALL_AGAINST_ALL if index.part("test").is_query is None else QUERY_AND_GALLERY,
         "ties": "expectation over the orders of tied items",
         "similarity": similarity,
         "similarity_frozen": "cosine",
         "normalized": trained.normalize,
         "backend": config.evaluation.backend,
         "preprocess": trained.preprocess.as_dict(),
+        "training_copies": training_copies(config, trained.preprocess),
     }
     return metrics, protocol
 
 
-def evaluate_run(run: Path, index: ImageIndex, split: str, config: DictConfig) -> dict[str, Any]:
-    """Evaluate the encoder of a finished run on one split of some data.
-
-    config: what `data`, `loader` and `evaluation` to use; the encoder comes from the run's own record.
-    Returns what is printed and written: run, checkpoint, data, split, similarity, versions, metrics.
-    """
-    quieten_libraries()
-    finished = record.read(run)
-    own = DictConfig(finished["config"])
-    own.backbone.pretrained, own.backbone.weights = False, None  # the checkpoint has them all
-    encoder = build.encoder(own, normalize=finished["protocol"]["normalized"])
-    load_encoder_weights(encoder, run / finished["checkpoint"]["file"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device).eval()
-    bad_images, similarity = BadImages(config.data.on_bad_image), finished["protocol"]["similarity"]
-    vectors, labels, ids = embed_split(
-        config, index, split, {"trained": encoder}, encoder.preprocess, device, bad_images
-    )
-    options = evaluation_options(config, similarity)
-    return {
-        "run": str(run),
-        "command": record.command(),
-        "checkpoint": finished["checkpoint"],
-        "data": describe_data(index, bad_images),
-        "split": split,
-        "images": len(labels),
-        "classes": int(labels.unique().numel()),
-        "similarity": similarity,
-        "preprocess": encoder.preprocess.as_dict(),
-        "versions": record.versions(),
-        "metrics": evaluate(vectors["trained"], labels, query_ids=ids, **options),
-    }
+def training_copies(config: DictConfig, preprocess: Preprocess) -> dict[str, Any] | None:
+    """What training read in place of the image files; None: the files themselves."""
+    if config.data.cache == "none":
+        return None
+    return cache.describe(cache.side_for(preprocess, config.augment.resize))
 
 
-def load_encoder_weights(encoder: Encoder, checkpoint: Path) -> None:
-    """Encoder weights out of a training checkpoint, strictly."""
-    if not checkpoint.is_file():
-        raise RunError(f"the checkpoint {checkpoint} is gone.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "encoder."
-    encoder.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    )
+ALL_AGAINST_ALL = "every image of the split, against all others of it; itself excluded by id"
+QUERY_AND_GALLERY = (
+    "the test split's queries against its gallery, other images; "
+    "in validation every image against all others, itself excluded by id"
+)
 
 
 def best_checkpoint(config: DictConfig, run_dir: Path, has_val: bool) -> ModelCheckpoint | None:
@@ -324,6 +296,7 @@ def callbacks(
     found: list[Callback] = [
         stop,
         EpochLines(),
+        *build.callbacks(config),
         ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False),
     ]
     if best is not None:
@@ -406,17 +379,6 @@ def metrics_csv(run_dir: Path, resumed: bool) -> CSVLogger:
         logger = CSVLogger(run_dir, name="", version="")
         logger.experiment.metrics.extend(rows)
     return logger
-
-
-def describe_data(index: ImageIndex, bad_images: BadImages) -> dict[str, Any]:
-    """Name, fingerprint, counts of every split, and what could not be read."""
-    parts = {split: index.part(split) for split in SPLITS}
-    return {
-        "name": index.name,
-        "fingerprint": index.fingerprint(),
-        "splits": {s: {"images": len(p), "classes": p.num_classes} for s, p in parts.items()},
-        "unreadable": dict(bad_images.skipped),
-    }
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dml.build import loss_parts
+from dml.comparison import Row
 from dml.config.compose import Composed
+from dml.data.index import SPLITS, ImageIndex
+from dml.evaluation.statistics import Spread
 
 log = logging.getLogger("dml")
 
@@ -51,11 +54,32 @@ def groups(composed: Composed) -> set[str]:
     return {choice.group for choice in composed.choices}
 
 
+def data(index: ImageIndex) -> str:
+    """One line: the images and classes of every split."""
+    parts = {split: index.part(split) for split in SPLITS}
+    told = [f"{len(p)} {s} images of {p.num_classes} classes" for s, p in parts.items()]
+    is_query = parts["test"].is_query
+    if is_query is not None:
+        told[-1] += f" ({is_query.sum()} queries, {(~is_query).sum()} gallery)"
+    return f"{index.name}: {', '.join(told)}"
+
+
+def searched(counts: Mapping[str, Any]) -> str:
+    """`8 images`, or `3 queries in a gallery of 5 images`."""
+    if "queries" in counts:
+        return f"{counts['queries']} queries in a gallery of {counts['gallery']} images"
+    return f"{counts['images']} images"
+
+
 def results(record: Mapping[str, Any]) -> None:
     """Metric by metric: frozen trunk, untrained encoder, trained encoder, on the test classes."""
     metrics, split = record["metrics"], record["data"]["splits"]["test"]
     name = record["data"]["name"]
-    head = f"\n{name}: {split['images']} images of {split['classes']} unseen test classes"
+    head = f"\n{name}: {searched(split)} of {split['classes']} "
+    if record["protocol"]["class_disjoint"]:
+        head += "unseen test classes"
+    else:
+        head += "test classes, not all of them unseen in training (closed set)"
     foot = (
         f"trained: {record['checkpoint']['rule']} (epoch {record['checkpoint']['epoch']}), "
         f"{record['seconds']['training']:.0f} s of training"
@@ -76,18 +100,68 @@ def results(record: Mapping[str, Any]) -> None:
     show(table, head, foot)
 
 
-def evaluation(result: Mapping[str, Any]) -> None:
-    """Metrics of one encoder on one split."""
-    table = Table(
-        title=f"{result['data']['name']}, {result['split']}: {result['images']} images of "
-        f"{result['classes']} classes",
-        title_justify="left",
-    )
+def evaluation(result: Mapping[str, Any], name: str) -> None:
+    """Metrics of one encoder on one split; `name` is what the encoder is called."""
+    title = f"{result['data']['name']}, {result['split']}: {searched(result)} of "
+    title += f"{result['classes']} classes"
+    if not result.get("class_disjoint", True):
+        title += " (closed set: the splits share classes)"
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
-    table.add_column("trained", justify="right")
-    for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+    table.add_column(name, justify="right")
+    after = result.get("post", {})
+    if after:
+        table.add_column(f"after {', '.join(after['steps'])}", justify="right")
+    for metric, value in result["metrics"].items():
+        cells = []
+        if after:
+            cells.append(f"{after['metrics'][metric]:.4f}" if metric in after["metrics"] else "-")
+        table.add_row(metric, f"{value:.4f}", *cells)
     show(table)
+
+
+def runs(names: Sequence[str], spreads: Mapping[str, Spread]) -> None:
+    """Metric by metric: mean, standard deviation and 95 % interval over several runs."""
+    head = "\n".join([f"\n{len(names)} runs, each by itself:", *(f"  {name}" for name in names)])
+    table = Table()
+    table.add_column("metric")
+    for column in ("mean", "sd", "95 % interval of the mean"):
+        table.add_column(column, justify="right")
+    for metric, found in spreads.items():
+        sd = "-" if found.sd is None else f"{found.sd:.4f}"
+        table.add_row(metric, f"{found.mean:.4f}", sd, interval(found.low, found.high))
+    show(table, head)
+
+
+def comparison(result: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Two runs: their means, and their difference as queries and as classes are drawn again."""
+    first, second = result["runs"]
+    head = (
+        f"\n{result['data']['name']}, {result['split']}: {result['queries']} queries of "
+        f"{result['classes']} classes\nA: {first}\nB: {second}"
+    )
+    table = Table()
+    table.add_column("metric")
+    for column in ("A", "B", "B - A"):
+        table.add_column(column, justify="right")
+    table.add_column("over")
+    for column in ("95 % interval", "p"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        means = (f"{row.first:.4f}", f"{row.second:.4f}", f"{row.queries.mean:+.4f}")
+        for cells, what in (((row.metric, *means), "queries"), (("", "", "", ""), "classes")):
+            found = getattr(row, what)
+            table.add_row(
+                *cells, what, interval(found.low, found.high, "+"), f"{found.p_value:.4f}"
+            )
+    show(table, head, f"paired bootstrap, {result['bootstrap']['resamples']} resamples")
+
+
+def interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """`[0.1000, 0.2000]`, or `-` where there is none."""
+    if low is None or high is None:
+        return "-"
+    return f"[{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
 def sweep(jobs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> None:

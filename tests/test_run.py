@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dml import build, cli, record, run
+from dml import build, cli, eval_command, measure, record, run
 from dml.callbacks import Interrupted, StopOnSignal
 from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, RunError
@@ -186,7 +186,7 @@ def test_every_epoch_deals_other_batches(workers, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(run.DmlModule, "training_step", watched)
     composed, index = cli.checked(words(cache, tmp_path / "run", f"loader.num_workers={workers}"))
     run.train(composed, index)
-    sampler = build.sampler(composed.config, index.part("train").labels)
+    sampler = build.sampler(composed.config, index.part("train"))
     positions = index.part("train").ids
     expected = [positions[batch].tolist() for epoch in (0, 1) for batch in sampler.batches(epoch)]
     assert [ids for _, _, ids, _ in seen] == expected
@@ -217,6 +217,7 @@ def test_training_cannot_see_the_test_classes(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageIndex, "part", watched_part)
     monkeypatch.setattr(run.pl.Trainer, "fit", watched_fit)
     monkeypatch.setattr(run, "eval_loader", watched_loader)
+    monkeypatch.setattr(measure, "eval_loader", watched_loader)
     train(cache, tmp_path / "run", "trainer.max_epochs=1")
     within = opened[opened.index("fit begins") : opened.index("fit ends")]
     assert "test" not in within
@@ -226,7 +227,7 @@ def test_training_cannot_see_the_test_classes(cache, tmp_path, monkeypatch):
 
 def test_evaluating_a_run_again_gives_its_own_numbers(finished, cache, caplog):
     directory, found = finished
-    assert cli.evaluate_command([f"run={directory}"]) == 0
+    assert eval_command.run([f"run={directory}"]) == 0
     written = json.loads((directory / "evaluation_digits_test.json").read_text())
     assert written["metrics"] == found["metrics"]["test"]
 
@@ -239,12 +240,12 @@ def test_evaluating_on_other_data(finished, tmp_path):
         for number in range(4):
             pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    cli.evaluate_command(
+    eval_command.run(
         [f"run={directory}", "data=folder", f"data.root={tmp_path}", "loader.num_workers=0"]
     )
     written = json.loads((directory / "evaluation_folder_test.json").read_text())
     assert written["images"] == 16
-    cli.evaluate_command([f"run={directory}", "data=folder", f"data.root={tmp_path}", "split=all"])
+    eval_command.run([f"run={directory}", "data=folder", f"data.root={tmp_path}", "split=all"])
     written = json.loads((directory / "evaluation_folder_all.json").read_text())
     assert written["images"] == 32
     assert 0 <= written["metrics"]["map@r"] <= 1
@@ -262,7 +263,7 @@ def test_evaluating_on_other_data(finished, tmp_path):
 def test_wrong_evaluations_are_refused(words, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=told):
-        cli.evaluate_command(words or ["split=test"])
+        eval_command.run(words or ["split=test"])
 
 
 def made_folder(folder: Path, classes: int = 12, images: int = 6) -> Path:

@@ -6,6 +6,7 @@ Everything wrong is collected and raised together, before torch is imported and 
 import dataclasses
 import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -16,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dml import build
 from dml.config.compose import Composed
 from dml.config.ranges import MISSING, Checked
-from dml.data.index import ImageIndex
+from dml.data.index import SPLITS, ImageIndex
 from dml.errors import ConfigurationError, Problem
-from dml.evaluation.metrics import parse
+from dml.evaluation.names import parse
 
 GROUPS = (
     "data",
@@ -29,6 +30,7 @@ GROUPS = (
     "miner",
     "memory",
     "regularizer",
+    "callbacks",
     "sampler",
     "optimizer",
     "schedule",
@@ -159,6 +161,13 @@ def rules(composed: Composed) -> list[Problem]:
                 + " Drop it, or add miner=none.",
             )
         )
+    if not build.schema_of(config, "head").embeds:
+        found.append(
+            Problem(
+                words(composed, "head"),
+                "has no embedding layer to train; it is for dml-eval backbone=... Add head=linear.",
+            )
+        )
     found += rules_of_extras(composed)
     if len({loss.geometry for loss in losses.values()}) > 1:
         kinds = ", ".join(f"{words(composed, k)} by {v.geometry}" for k, v in losses.items())
@@ -170,16 +179,20 @@ def rules(composed: Composed) -> list[Problem]:
             )
         )
     metrics = list(config.evaluation.metrics)
-    for name in metrics:
-        try:
-            parse(name)
-        except ValueError as error:
-            found.append(Problem("evaluation.metrics", f"{error}."))
+    found += metric_problems(metrics)
     if config.selection.metric not in metrics:
         found.append(
             Problem(
                 f"selection.metric={config.selection.metric}",
                 f"is not among evaluation.metrics ({', '.join(metrics)}).",
+            )
+        )
+    elif not metric_problems(metrics) and not parse(config.selection.metric).is_aim:
+        found.append(
+            Problem(
+                f"selection.metric={config.selection.metric}",
+                "is no measure of which more is better, so it cannot choose a checkpoint.\n"
+                "Choose one that is, for example selection.metric=recall@1.",
             )
         )
     if config.logger.name == "wandb" and config.logger.mode == "online" and not wandb_login():
@@ -190,6 +203,19 @@ def rules(composed: Composed) -> list[Problem]:
                 "Run `wandb login`, set WANDB_API_KEY, or add logger.mode=offline.",
             )
         )
+    return found
+
+
+def metric_problems(names: Sequence[str]) -> list[Problem]:
+    """Names that are no metric, or none at all."""
+    found = (
+        [] if names else [Problem("evaluation.metrics=[]", "must name a metric: recall@1, map@r.")]
+    )
+    for name in names:
+        try:
+            parse(name)
+        except ValueError as error:
+            found.append(Problem("evaluation.metrics", f"{error}."))
     return found
 
 
@@ -248,17 +274,20 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
     """What must hold between the options and the data."""
     config, found = composed.config, []
     train = index.part("train")
-    for split, part in (("train", train), ("test", index.part("test"))):
-        if part.num_classes < 2:
-            found.append(
-                Problem(
-                    words(composed, "data"),
-                    f"its {split} split has {part.num_classes} classes, and at least 2 are needed.",
-                )
+    for split in SPLITS:
+        part = index.part(split)
+        if part.num_classes < 2 and split != "val":
+            what = f"its {split} split has {part.num_classes} classes, and at least 2 are needed."
+            found.append(Problem(words(composed, "data"), what))
+        elif split != "train" and len(part) and part.class_sizes().max() < 2:
+            what = (
+                f"its {split} split has one image a class: no image has another to be found by.\n"
             )
+            what += f"Raise data.{split}_fraction, or add" if index.closed_set else "Add"
+            found.append(Problem(words(composed, "data"), f"{what} images."))
     if len(train) and not node_problems(config, "sampler"):
         try:
-            sampler = build.sampler(config, train.labels)
+            sampler = build.sampler(config, train)
         except ConfigurationError as error:
             found += error.problems
         else:
@@ -269,7 +298,7 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
             Problem(
                 "selection.rule=best",
                 "needs validation classes, and there are none.\n"
-                "Add data.val_fraction=0.1, or selection.rule=last.",
+                f"Add {validating(config)}, or selection.rule=last.",
             )
         )
     if not has_val and config.selection.patience is not None:
@@ -280,6 +309,13 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
             )
         )
     return found
+
+
+def validating(config: DictConfig) -> str:
+    """The option that gives a run validation classes."""
+    if config.data.get("protocol") == "standard_full":
+        return "data.protocol=standard"
+    return "data.val_fraction=0.1"
 
 
 def memory_problems(config: DictConfig, batch_size: int, batches: int) -> list[Problem]:
@@ -356,6 +392,7 @@ MAY_CHANGE = (
     "ckpt_path",
     "dry_run",
     "loader.",
+    "data.cache_dir",
     "logger.",
     "trainer.enable_progress_bar",
 )

@@ -4,11 +4,12 @@ A value lives in the YAML, beside its source; here are its type, its range and w
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
-from dml.config import data, extras, losses
+from dml.config import data, extras, losses, post
 from dml.config.ranges import MISSING, Checked, choice, count, number, positive
 from dml.errors import Problem
 
@@ -45,6 +46,8 @@ class Backbone(Checked):
                     f"Add {prefix}.pretrained=false.",
                 )
             )
+        if self.weights and not Path(self.weights).expanduser().is_file():
+            found.append(Problem(f"{prefix}.weights={self.weights}", "is no file."))
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) not in (1, 3):
@@ -62,20 +65,31 @@ class Backbone(Checked):
 
 
 @dataclass
-class Head(Checked):
-    """Pooling, then a linear embedding layer."""
+class NoHead(Checked):
+    """Pooling alone, for encoders that are evaluated as they come."""
 
     _target_: str = MISSING
     pooling: str = choice("avg", "max", "avg_max", "gem", "native")
+
+    embeds: ClassVar[bool] = False  # whether there is an embedding layer, which training needs
+
+
+@dataclass
+class Head(NoHead):
+    """Pooling, then a linear embedding layer."""
+
     dim: int = count(1)
     layer_norm: bool = MISSING
+
+    embeds: ClassVar[bool] = True
 
 
 @dataclass
 class Augment(Checked):
-    """Training images: a random crop, a random warp, a flip, a change of colours."""
+    """Training images: a random crop, a flip, a warp, a change of colours, an erased part."""
 
     _target_: str = MISSING
+    resize: int | None = count(8)  # shorter side of the whole image before the crop; null: as it is
     scale: list[float] = field(default_factory=list)  # share of the area that a crop keeps
     ratio: list[float] = field(default_factory=list)  # width / height of a crop
     flip: float = number(0, 1)
@@ -83,10 +97,15 @@ class Augment(Checked):
     translate: float = number(0, 1)
     shear: float = number(0, 90)
     color_jitter: float = number(0, 1)
+    rand_augment: int = number(0, 30, note="0 is none; the paper uses 9 for ResNet-50.")
+    erase: float = number(0, 1)
 
     def problems(self, prefix: str) -> list[Problem]:
-        """Ranges, and intervals in order."""
+        """Ranges, intervals in order, and a resize that a crop follows."""
         found = super().problems(prefix)
+        if self.resize is not None and list(self.scale) == [1, 1]:
+            what = "precedes a random crop, and scale=[1,1] makes none. Set one of them."
+            found.append(Problem(f"{prefix}.resize={self.resize}", what))
         for name, highest in (("scale", 1.0), ("ratio", 10.0)):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
@@ -191,7 +210,7 @@ class Selection(Checked):
 class Evaluation(Checked):
     """What is measured."""
 
-    metrics: list[str] = field(default_factory=list)
+    metrics: list[str] = MISSING
     backend: str = choice("faiss", "torch")
 
 
@@ -218,6 +237,7 @@ class Train:
     miner: Any = MISSING
     memory: Any = MISSING
     regularizer: Any = MISSING
+    callbacks: Any = MISSING
     sampler: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -232,12 +252,37 @@ class Train:
     dry_run: bool = MISSING
 
 
+@dataclass
+class Eval(Train):
+    """What dml-eval takes besides: what to evaluate, of which images, and what to write.
+
+    dml/eval_command.py says which options go together.
+    """
+
+    run: str | None = None
+    runs: list[str] = field(default_factory=list)
+    compare: list[str] = field(default_factory=list)
+    embeddings_file: str | None = None
+    labels: str | None = None
+    similarity: str | None = None
+    split: str = MISSING
+    resamples: int = MISSING
+    post: Any = field(default_factory=dict)
+    compress: bool = MISSING
+    train_embeddings: str | None = None
+    out: str | None = None
+    embeddings: str | None = None
+    per_query: str | None = None
+
+
 def register() -> None:
     """Tell Hydra the schemas, under ``schema/<group>/<name>``."""
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Train)
+    store.store(group="schema", name="eval", node=Eval)
     store.store(group="schema/backbone", name="timm", node=Backbone)
     store.store(group="schema/head", name="linear", node=Head)
+    store.store(group="schema/head", name="none", node=NoHead)
     store.store(group="schema/augment", name="standard", node=Augment)
     store.store(group="schema/optimizer", name="adam", node=Adam)
     store.store(group="schema/optimizer", name="sgd", node=SGD)
@@ -249,3 +294,4 @@ def register() -> None:
     data.register(store)
     losses.register(store)
     extras.register(store)
+    post.register(store)

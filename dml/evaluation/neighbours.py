@@ -5,11 +5,13 @@ many tie with it. So nothing is sorted and no list of neighbours is kept: each q
 scored exactly, and the gallery streams past in tiles of float32 products in which items above each
 of these scores are counted. What a float32 product cannot decide is scored exactly (`scores.py`).
 
-`backend="torch"` counts in tiles only. `backend="faiss"` first searches short lists with faiss, which
-settle the positives near the top, and counts only for queries whose positives lie deeper.
+Short lists of nearest neighbours settle the positives near the top at once. `backend="faiss"` always
+searches them first, `backend="torch"` where queries have many positives; both count only for queries
+whose positives lie deeper.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +30,8 @@ LEVEL_BYTES = 128  # memory per positive while its rank is being found
 SORT_FROM = 5  # open levels per query from which sorting a tile beats comparing with each in turn
 MANY = 16  # levels per query from which that holds although most close after a few tiles
 PAIR_COST = 100  # scoring one pair by itself costs about as much as this many in a product
-SHORT_LIST = 10  # neighbours faiss searches where Recall@K alone would want deeper lists
+SHORT_LIST = 10  # neighbours to list where Recall@K alone would want deeper lists
+LIST_ROWS = 32  # queries side by side below which a product with the whole gallery is slow
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ class Search:
         progress: called with the share of this part that is done, in (0, 1].
         """
         levels = self._levels(part)
-        if self.faiss:
+        if self.faiss or (
+            self.scorer.trusted and len(levels.query) > MANY * (part.stop - part.start)
+        ):
             self._search_lists(levels, part)
         self._count(levels, part, progress)
         relevant = self.layout.relevant[part]
@@ -235,12 +240,10 @@ class Search:
                 yield scores[np.arange(width) < self.layout.relevant[at:stop, None]]
             at = stop
 
-    # -- the rest of the gallery, by faiss
+    # -- the rest of the gallery, by lists of neighbours
 
     def _search_lists(self, levels: Levels, part: slice) -> None:
         """Settle the levels that lie within short lists of nearest neighbours."""
-        import faiss
-
         size = len(self.scorer.gallery)
         depth = max(self.depth.others, min(self.depth.best, SHORT_LIST))
         if self.depth.relevant:
@@ -249,19 +252,48 @@ class Search:
         length = min(size, depth + 1 + 8)
         if length > max(1024, size // 8):
             return  # counting is faster
-        metric = faiss.METRIC_L2 if self.scorer.euclidean else faiss.METRIC_INNER_PRODUCT
-        query, gallery = self.scorer.query.values.numpy(), self.scorer.gallery.values.numpy()
         step = max(1, min(16384, self.memory // 4 // (length * 32)))
+        if not self.faiss:
+            step = min(step, self.elements // size)
+            if step < min(LIST_ROWS, part.stop - part.start):
+                return
         for start in range(part.start, part.stop, step):
             rows = slice(start, min(start + step, part.stop))
-            near, items = faiss.knn(query[rows], gallery, length, metric=metric)
-            if self.scorer.euclidean:
-                near = -near
-            end = near[:, -1].copy() if length < size else np.full(len(near), -np.inf)
+            near, items = self._nearest(rows, length)
+            end = near.min(axis=1) if length < size else np.full(len(near), -np.inf)
             skip = self.layout.gallery_class[items] == self.layout.query_class[rows, None]
             skip |= items == self.layout.self_column[rows, None]
             near[skip] = -np.inf
             self._settle(levels, part.start, rows, near, items, end)
+
+    def _nearest(self, rows: slice, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the `length` nearest items of each query are compared by, and these items, in any order."""
+        if self.faiss:
+            import faiss
+
+            metric = faiss.METRIC_L2 if self.scorer.euclidean else faiss.METRIC_INNER_PRODUCT
+            query, gallery = self.scorer.query.values.numpy(), self.scorer.gallery.values.numpy()
+            near, items = faiss.knn(query[rows], gallery, length, metric=metric)
+            return -near if self.scorer.euclidean else near, items
+        size, count = len(self.scorer.gallery), rows.stop - rows.start
+        near = self.buffers[0, : count * size].view(count, size)
+        self.scorer.product(rows, slice(0, size), out=near)
+        offset = self.scorer.offset(slice(0, size))
+        if offset is not None:
+            near.sub_(offset)
+        if near.device.type != "cpu":
+            values, items = near.topk(length)
+            return values.cpu().numpy(), items.cpu().numpy()
+
+        def largest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            items = np.argpartition(values, size - length, axis=1)[:, size - length :]
+            return np.take_along_axis(values, items, axis=1), items
+
+        # NumPy's is several times faster than torch's topk, and leaves sharing it out to us.
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(largest, np.array_split(near.numpy(), threads)))
+        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
     def _settle(
         self,
@@ -272,14 +304,14 @@ class Search:
         items: np.ndarray,
         end: np.ndarray,
     ) -> None:
-        """Use the lists of `rows`: near and items [rows, length], best first; end: the last value."""
+        """Use the lists of `rows`: near and items [rows, length]; end: the last value before skipping."""
         which = levels.open(rows.start - origin, rows.stop - origin - 1)
         if not len(which):
             return
         row = levels.query[which] - (rows.start - origin)
-        low, high = self.scorer.band(
-            levels.query[which] + origin, levels.score[which], from_faiss=True
-        )
+        low, high = levels.low[which], levels.high[which]
+        if self.faiss and self.scorer.euclidean:  # distances, not products
+            low, high = self.scorer.distance_band(levels.query[which] + origin, levels.score[which])
         pieces = torch.from_numpy(near)[:, None]
         above, maybe = _count_by_sorting(pieces, row, low, high)
         known = (low > end[row]) & (maybe <= PAIR_COST)

@@ -18,7 +18,8 @@ def options() -> list[str]:
         "data=folder": ["data.root=somewhere"],
         "data=csv": ["data.root=somewhere", "data.labels=labels.csv"],
     }
-    words = [f"{group}={name}" for group in compose.groups() for name in files(group)]
+    groups = [group for group in compose.groups() if group != "post"]  # dml-eval's own
+    words = [f"{group}={name}" for group in groups for name in files(group)]
     return [" ".join([word, *needs.get(word, [])]) for word in words]
 
 
@@ -29,6 +30,14 @@ def test_every_file_composes_and_is_within_its_ranges(words):
     composed.config.data.num_train_classes = 100
     assert not [p for group in check.GROUPS for p in check.node_problems(composed.config, group)]
     OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("step", files("post"))
+def test_every_step_after_the_encoder_composes(step):
+    composed, problems = compose.compose_all([f"post=[{step}]"], "eval")
+    assert not problems
+    assert not check.node_problems(composed.config.post, step)
+    OmegaConf.to_container(composed.config.post, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("data", files("data"))
