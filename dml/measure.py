@@ -127,7 +127,7 @@ def measure_sets(
     of_query, of_gallery = slice(None), slice(None)
     if is_query is not None:
         of_query, of_gallery = is_query, ~is_query
-    if options["backend"] == "torch":
+    if options["backend"] != "faiss":
         query = query.to(default_device())
     others = {}
     if gallery is not None:

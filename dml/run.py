@@ -234,6 +234,7 @@ def final_evaluation(
 
     similarity = build.geometry(config)
     metrics: dict[str, Any] = {"frozen": None, "untrained": None, "val": None, "test": None}
+    backends: set[str] = set()
     splits = {"test": {"frozen": frozen, "untrained": initialised, "test": trained}}
     if len(index.part("val")):
         splits["val"] = {"val": trained}
@@ -241,7 +242,9 @@ def final_evaluation(
         found = embed_split(config, index, split, encoders, trained.preprocess, device, bad_images)
         for name, embedded in found.items():
             compared_by = "cosine" if name == "frozen" else similarity
-            metrics[name] = measure(replace(embedded, similarity=compared_by), config).metrics
+            result = measure(replace(embedded, similarity=compared_by), config)
+            metrics[name] = result.metrics
+            backends.add(result.backend)
     protocol = {
         "name": config.data.get("protocol", "standard"),
         "fold": config.data.get("fold"),
@@ -251,7 +254,7 @@ def final_evaluation(
         "similarity": similarity,
         "similarity_frozen": "cosine",
         "normalized": trained.normalize,
-        "backend": config.evaluation.backend,
+        "backend": sorted(backends),
         "preprocess": trained.preprocess.as_dict(),
         "training_copies": training_copies(config, trained.preprocess),
     }

@@ -23,6 +23,7 @@ from dml.evaluation.scores import SIMILARITIES, Scorer, full_precision
 DEFAULT_METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision")
 BACKENDS = ("faiss", "torch")
 AVERAGES = ("micro", "macro")
+LARGE = 20_000  # benchmarks/evaluation.py: with 6,000 items faiss is the faster, with 60,000 torch by half
 
 
 def evaluate(
@@ -34,7 +35,7 @@ def evaluate(
     query_ids: Array | None = None,
     gallery_ids: Array | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    backend: Literal["faiss", "torch"] = "faiss",
+    backend: Literal["auto", "faiss", "torch"] = "auto",
     similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
     average: Literal["micro", "macro"] = "micro",
     memory: int = 1 << 30,
@@ -48,7 +49,8 @@ def evaluate(
     query_ids [q], gallery_ids [g]: integers or strings, unique within each set. A gallery item with
     the query's id is excluded from that query's results. Without ids (and with a gallery) nothing is.
     metrics: names, for example recall@k, map@r, auc, nmi, uniformity; all are in docs/protocol.md.
-    backend: "faiss" (CPU) or "torch" (where the query tensor lies, CPU or GPU); equal results.
+    backend: "faiss" (CPU) or "torch" (where the query tensor lies, CPU or GPU); equal results. "auto"
+    takes the faster, see `faster_backend`.
     similarity: "cosine" normalises, "dot" and "euclidean" take the embeddings as they are.
     average: "micro", the mean over the queries that have a positive, or "macro", the mean over classes
     of the means over their queries. Metrics of the whole set (auc, nmi ...) have no average.
@@ -85,7 +87,7 @@ def evaluate_detailed(
     query_ids: Array | None = None,
     gallery_ids: Array | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    backend: Literal["faiss", "torch"] = "faiss",
+    backend: Literal["auto", "faiss", "torch"] = "auto",
     similarity: Literal["cosine", "dot", "euclidean"] = "cosine",
     average: Literal["micro", "macro"] = "micro",
     memory: int = 1 << 30,
@@ -96,7 +98,9 @@ def evaluate_detailed(
     if not names:
         raise ValueError("metrics is empty; ask for at least one, for example recall@1")
     parsed = {name: parse(name) for name in names}
-    one_of("backend", backend, BACKENDS)
+    one_of("backend", backend, ("auto", *BACKENDS))
+    if backend == "auto":
+        backend = faster_backend(query, alone=gallery is None)
     one_of("similarity", similarity, SIMILARITIES)
     one_of("average", average, AVERAGES)
     if not isinstance(memory, int) or memory <= 0:
@@ -203,6 +207,15 @@ def _rank_metrics(
                 values[name][kept] = metric.compute(ranks)
     progress(1.0)
     return values
+
+
+def faster_backend(query: Array, alone: bool) -> Literal["faiss", "torch"]:
+    """torch on a GPU, and where LARGE items or more are compared among themselves; else faiss.
+
+    alone: there is no gallery apart, so that one product of torch's serves two queries.
+    """
+    on_gpu = isinstance(query, Tensor) and query.is_cuda
+    return "torch" if on_gpu or (alone and len(query) >= LARGE) else "faiss"
 
 
 def mean_of(values: np.ndarray, labels: np.ndarray, average: str) -> float:

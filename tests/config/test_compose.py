@@ -40,9 +40,11 @@ def test_every_step_after_the_encoder_composes(step):
     OmegaConf.to_container(composed.config.post, resolve=True, throw_on_missing=True)
 
 
-@pytest.mark.parametrize("data", files("data"))
+# Two data sets that bring different groups; every data set meets the default loss above. All pairs would
+# take five minutes and say no more.
+@pytest.mark.parametrize("data", ["glyphs", "inshop"])
 @pytest.mark.parametrize("loss", files("loss"))
-def test_every_loss_composes_with_every_data_set(loss, data):
+def test_every_loss_composes_whatever_the_data_set(loss, data):
     """The loss brings its sampler and miner whatever the data set brings."""
     composed, problems = compose.compose_all([f"loss={loss}", f"data={data}"])
     assert not problems

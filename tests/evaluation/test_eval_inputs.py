@@ -159,7 +159,7 @@ def bad(x, row, value):
         ((X, LABELS, X, LABELS + 100), {}, "numbered alike"),
         ((X, LABELS), {"metrics": ["recall@1", "recal@2"]}, "unknown metric 'recal@2'.*recall@k"),
         ((X, LABELS), {"metrics": ()}, "metrics is empty"),
-        ((X, LABELS), {"backend": "annoy"}, "backend='annoy' is not one of faiss, torch"),
+        ((X, LABELS), {"backend": "annoy"}, "backend='annoy' is not one of auto, faiss, torch"),
         ((X, LABELS), {"similarity": "l2"}, "not one of cosine, dot, euclidean"),
         ((X, LABELS), {"average": "weighted"}, "average='weighted' is not one of micro, macro"),
         ((X, LABELS), {"memory": 0}, "memory=0 must be a positive number of bytes"),
