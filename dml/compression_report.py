@@ -77,6 +77,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    axes.margins(y=0.1)  # room for the labels above the points
     for family, (marker, colour) in FAMILIES.items():
         found = sorted((row.bytes, row.recall_at_1) for row in rows if family_of(row) == family)
         if found:

@@ -3,11 +3,14 @@
 Nothing at the top imports torch; `eval_request` checks the words before anything slow begins.
 """
 
+import csv
 import dataclasses
 import hashlib
+import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -16,6 +19,9 @@ from dml import build, comparison, embedding_files, record, tables
 from dml.config import check
 from dml.embedding_files import Embedded
 from dml.eval_request import Request, Subject, checked
+
+if TYPE_CHECKING:
+    from dml.evaluation import Result
 
 log = logging.getLogger("dml")
 
@@ -44,7 +50,8 @@ Images: data=..., data.*, split=train|val|test|all, loader.*
 Metrics: evaluation.*; similarity=cosine|dot|euclidean for an embeddings_file
 compare draws resamples=10000 times, from seed=0.
 Written: a record, beside the run or file or in out=DIR; embeddings=FILE.npz saves what was embedded,
-per_query=FILE.npz each query's metrics. A path with commas goes into quotes: runs="['a,b','c']".
+per_query=FILE.npz each query's metrics, per_class=FILE.csv each class's means.
+A path with commas goes into quotes: runs="['a,b','c']".
 """
 
 
@@ -111,6 +118,11 @@ def evaluated(
         log.info("Embeddings: %s", path)
     if config.per_query is not None:
         log.info("Per query: %s", found.save_per_query(Path(config.per_query).expanduser()))
+    if config.per_class is not None:
+        names = (
+            request.subjects[0].index.part(request.split).class_names if request.subjects else ()
+        )
+        log.info("Per class: %s", save_per_class(found, names, Path(config.per_class).expanduser()))
     groups = ("data", "evaluation", "loader") if request.subjects else ("evaluation",)
     roles = {}
     if embedded.is_query is not None:
@@ -217,6 +229,23 @@ def per_query(subject: Subject, split: str) -> comparison.PerQuery:
     key = comparison.key_of(run, fingerprint, split, options.metrics, options.backend)
     path = run / f"per_query_{subject.index.name}_{split}.npz"
     return comparison.kept(path, key, evaluate)
+
+
+def save_per_class(found: "Result", names: Sequence[str], path: Path) -> Path:
+    """Write a table of classes: label, class (its name, where there is one), queries, metrics."""
+    columns = found.per_class()
+    columns = {
+        "label": columns["label"],
+        "class": np.array([names[label] if names else label for label in columns["label"]]),
+        **columns,
+    }
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    with record.aside(path) as file:
+        file.write(text.getvalue().encode())
+    return path
 
 
 def stamp() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dml.errors import ConfigurationError, Problem
 from dml.evaluation.names import parse
 
 IMAGES = ("data", "split", "loader", "evaluation")
-FILES = ("out", "embeddings", "per_query")
+FILES = ("out", "embeddings", "per_query", "per_class")
 POST = ("post", "compress")
 # What is evaluated -> the options that go with it.
 SOURCES = {
@@ -162,13 +162,17 @@ def option_problems(config: DictConfig) -> list[Problem]:
     if config.resamples < 100:
         found.append(Problem(f"resamples={config.resamples}", "must be at least 100."))
     found += check.seed_problems(config) + check.metric_problems(config.evaluation.metrics)
-    for name in ("embeddings", "per_query"):
+    for name, kind, ending in (
+        ("embeddings", "a NumPy archive", ".npz"),
+        ("per_query", "a NumPy archive", ".npz"),
+        ("per_class", "a table", ".csv"),
+    ):
         value = config[name]
         if value is None:
             continue
         path = Path(value).expanduser()
-        if path.suffix != ".npz":
-            found.append(Problem(f"{name}={value}", "is a NumPy archive; end its name in .npz."))
+        if path.suffix != ending:
+            found.append(Problem(f"{name}={value}", f"is {kind}; end its name in {ending}."))
         elif not path.parent.is_dir():
             found.append(Problem(f"{name}={value}", f"there is no directory {path.parent}."))
     if config.out is not None and Path(config.out).expanduser().is_file():
@@ -256,6 +260,9 @@ def data_problems(request: Request) -> list[Problem]:
             )
             found.append(Problem(f"{request.source}={subject.run}", what))
     if request.source == "compare":
+        if request.subjects[0].config.evaluation.average == "macro":
+            what = "compare pairs queries, and gives intervals over queries and over classes."
+            found.append(Problem("evaluation.average=macro", what))
         for name in request.subjects[0].config.evaluation.metrics:
             if parse(name).family != "ranks":
                 what = f"{name} has no value for each query, and compare pairs queries."

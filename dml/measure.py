@@ -1,6 +1,7 @@
 """Embed images with an encoder, and evaluate the embeddings: what a run does at its end, and dml-eval."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,11 +26,14 @@ from dml.errors import RunError
 from dml.evaluation import Result, evaluate_detailed
 from dml.evaluation.views import averaged
 
+BAR_AFTER = 2.0  # seconds; a bar that flashes by tells nobody anything
+
 
 def evaluation_options(config: DictConfig, similarity: str) -> dict[str, Any]:
     """Keyword arguments of `evaluate`."""
     return {
         "metrics": tuple(config.evaluation.metrics),
+        "average": config.evaluation.average,
         "backend": config.evaluation.backend,
         "similarity": similarity,
     }
@@ -154,11 +158,23 @@ def default_device() -> torch.device:
 
 @contextmanager
 def share_bar(description: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, hidden where that is no terminal; yields what tells it the share that is done."""
+    """A bar on stderr for work of some seconds, hidden where that is no terminal.
+
+    Yields what tells it the share that is done.
+    """
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task, begun = progress.add_task(description, total=1.0), time.monotonic()
+
+    def tell(share: float) -> None:
+        if time.monotonic() - begun > BAR_AFTER:
+            progress.start()
+        progress.update(task, completed=share)
+
+    try:
+        yield tell
+    finally:
+        progress.stop()
 
 
 def load_encoder_weights(encoder: Encoder, checkpoint: Path) -> None:

@@ -66,6 +66,7 @@ def ranking_metrics(similarities: Any, sets: Sets, embedded: Embedded, config: A
                 gallery_labels,
                 sets.own,
                 metrics=wanted,
+                average=config.evaluation.average,
                 progress=progress,
             )
     except ValueError as error:

@@ -431,6 +431,8 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
+    # Training that ends before its first validation: the results say which weights were taken.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
     warnings.filterwarnings(
         "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
     )

@@ -80,6 +80,7 @@ def results(record: Mapping[str, Any]) -> None:
         head += "unseen test classes"
     else:
         head += "test classes, not all of them unseen in training (closed set)"
+    head += averaged(record["config"]["evaluation"])
     foot = (
         f"trained: {record['checkpoint']['rule']} (epoch {record['checkpoint']['epoch']}), "
         f"{record['seconds']['training']:.0f} s of training"
@@ -106,6 +107,7 @@ def evaluation(result: Mapping[str, Any], name: str) -> None:
     title += f"{result['classes']} classes"
     if not result.get("class_disjoint", True):
         title += " (closed set: the splits share classes)"
+    title += averaged(result["options"]["evaluation"])
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column(name, justify="right")
@@ -118,6 +120,11 @@ def evaluation(result: Mapping[str, Any], name: str) -> None:
             cells.append(f"{after['metrics'][metric]:.4f}" if metric in after["metrics"] else "-")
         table.add_row(metric, f"{value:.4f}", *cells)
     show(table)
+
+
+def averaged(options: Mapping[str, Any]) -> str:
+    """What a table says of means that are not the usual ones."""
+    return "; means over classes" if options.get("average") == "macro" else ""
 
 
 def runs(names: Sequence[str], spreads: Mapping[str, Spread]) -> None:

@@ -3,6 +3,7 @@
 On scikit-learn's digits with encoders of seconds; numbers are held to the runs' records and to `evaluate`.
 """
 
+import csv
 import json
 import shutil
 import subprocess
@@ -72,7 +73,8 @@ def vectors(rng: np.random.Generator, n: int = 24, d: int = 5) -> tuple[np.ndarr
 def test_a_run_and_what_it_saves(runs, tmp_path):
     """Saved embeddings evaluate to the same numbers; per-query values average to the metrics."""
     saved, table = tmp_path / "saved.npz", tmp_path / "queries.npz"
-    words = [f"embeddings={saved}", f"per_query={table}", f"out={tmp_path}"]
+    classes = tmp_path / "classes.csv"
+    words = [f"embeddings={saved}", f"per_query={table}", f"per_class={classes}", f"out={tmp_path}"]
     assert eval_command.run([f"run={runs[0]}", *words]) == 0
     found = written(tmp_path / "evaluation_digits_test.json")
     assert found["metrics"] == record.read(runs[0])["metrics"]["test"]
@@ -85,6 +87,13 @@ def test_a_run_and_what_it_saves(runs, tmp_path):
     assert again["images"] == found["images"] == len(embedding_files.load(saved).paths)
     with np.load(table) as queries:
         assert queries["recall@1"].mean() == pytest.approx(found["metrics"]["recall@1"])
+    with classes.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {"digit7", "digit8", "digit9"}
+    eval_command.run([f"embeddings_file={saved}", "evaluation.average=macro"])
+    macro = written(tmp_path / "evaluation_saved.json")["metrics"]["recall@1"]
+    assert macro == pytest.approx(np.mean([float(row["recall@1"]) for row in rows]))
+    assert macro != found["metrics"]["recall@1"]  # classes differ in size
 
 
 def test_several_runs(runs, tmp_path):

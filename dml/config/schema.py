@@ -211,6 +211,7 @@ class Evaluation(Checked):
     """What is measured."""
 
     metrics: list[str] = MISSING
+    average: str = choice("micro", "macro")  # over queries, or over the means of classes
     backend: str = choice("auto", "faiss", "torch")  # auto: the faster; results are the same
 
 
@@ -273,6 +274,7 @@ class Eval(Train):
     out: str | None = None
     embeddings: str | None = None
     per_query: str | None = None
+    per_class: str | None = None
 
 
 def register() -> None:

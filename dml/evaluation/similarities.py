@@ -18,6 +18,7 @@ def evaluate_similarities(
     own: np.ndarray,
     *,
     metrics: Sequence[str],
+    average: str = "micro",
     memory: int = 1 << 28,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
@@ -26,7 +27,7 @@ def evaluate_similarities(
     similarities: rows -> real numbers [rows, g], larger is nearer; called with consecutive slices that
     cover the queries, as many rows as fit into `memory` bytes.  query_labels [q], gallery_labels [g]:
     int64.  own: int64 [q], the gallery position that is the query itself and is left out, or -1.
-    metrics: those of rankings (recall@k, map@r ...).
+    metrics: those of rankings (recall@k, map@r ...).  average: as for `evaluate`.
 
     Raises ValueError: a metric of vectors, NaN, or no query with a positive.
     """
@@ -55,7 +56,7 @@ def evaluate_similarities(
             progress(rows.stop / len(query_labels))
     if lone:
         raise ValueError("no query has a positive in the gallery: no metric is defined")
-    return {name: mean_of(found, query_labels, "micro") for name, found in values.items()}
+    return {name: mean_of(found, query_labels, average) for name, found in values.items()}
 
 
 def _ranks(scores: np.ndarray, positive: np.ndarray) -> Ranks:

@@ -1,7 +1,5 @@
 """Fixtures of the data tests."""
 
-import dataclasses
-import hashlib
 import importlib
 from pathlib import Path
 
@@ -53,15 +51,7 @@ def further(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "COUNTS", further_archives.SMALL[name])
         root = further_archives.MAKERS[name](tmp_path / "data", **options)
         if name == "flowers102":
-            expect_labels(monkeypatch, module, root)
+            further_archives.expect_labels(monkeypatch, module, root)
         return module, root
 
     return make
-
-
-def expect_labels(monkeypatch, flowers102, root: Path) -> None:
-    """Let the made imagelabels.mat be the published one."""
-    content = (root / "flowers-102" / "imagelabels.mat").read_bytes()
-    images, labels = flowers102.FILES
-    made = dataclasses.replace(labels, md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(flowers102, "FILES", (images, made))

@@ -86,13 +86,12 @@ def test_omniglot_at_its_published_counts(tmp_path):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "omniglot"])
 def test_the_others_at_their_published_counts(tmp_path, monkeypatch, name):
     """Links to one image each, arrays of noise for CIFAR and MNIST: up to a minute of disk."""
-    from conftest import expect_labels
 
     module = importlib.import_module(f"dml.data.sets.{name}")
     options = {} if name in ("cifar10", "cifar100", "mnist") else {"linked": True}
     root = further_archives.MAKERS[name](tmp_path, module.COUNTS, **options)
     if name == "flowers102":
-        expect_labels(monkeypatch, module, root)
+        further_archives.expect_labels(monkeypatch, module, root)
     index = module.load(root=str(root), protocol="standard_full")
     found = {s: (len(index.part(s)), index.part(s).num_classes) for s in index.splits}
     if "all" in module.COUNTS:
