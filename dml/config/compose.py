@@ -30,9 +30,8 @@ from dml.config.losses import Sum
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
 
-MANY = (
-    "post",
-)  # groups of which several files may be chosen, in order: post=[pca_whiten,diffusion]
+# Groups of dml-eval of which several files may be chosen, in order: post=[pca_whiten,diffusion].
+MANY = ("post",)
 PART_GROUP = "loss_part"  # the losses within loss=sum
 PARTS = tuple(f"loss.{part}" for part in Sum.parts)
 
@@ -201,7 +200,7 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
                 problems += [problem] if problem else []
                 chosen_groups += [] if problem else [word]
             elif is_group(override):
-                problem = group_problem(override)
+                problem = group_problem(override, config_name)
                 problems += [problem] if problem else []
                 chosen_groups += [] if problem else [str(override.input_line)]
             else:
@@ -236,7 +235,7 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
-def group_problem(override: Override) -> Problem | None:
+def group_problem(override: Override, config_name: str) -> Problem | None:
     """What is wrong with a group override, or None."""
     group, value, word = override.key_or_group, override.value(), str(override.input_line)
     if override.is_delete():
@@ -245,6 +244,8 @@ def group_problem(override: Override) -> Problem | None:
         )
     if value is None and group == "experiment":
         return None
+    if group in MANY and config_name == "train":
+        return Problem(word, f"{group} is an option of dml-eval; training takes no such steps.")
     options = options_of(group)
     several = value if isinstance(value, list) and group in MANY else [value]
     for name in several:

@@ -40,6 +40,14 @@ def test_every_step_after_the_encoder_composes(step):
     OmegaConf.to_container(composed.config.post, resolve=True, throw_on_missing=True)
 
 
+def test_training_takes_no_step_after_the_encoder():
+    """Else the words would be Hydra's own, about a defaults list."""
+    _, problems = compose.compose_all(["post=flip"])
+    assert [problem.what for problem in problems] == [
+        "post is an option of dml-eval; training takes no such steps."
+    ]
+
+
 # Two data sets that bring different groups; every data set meets the default loss above. All pairs would
 # take five minutes and say no more.
 @pytest.mark.parametrize("data", ["glyphs", "inshop"])
