@@ -21,7 +21,6 @@ import csv
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -78,6 +77,8 @@ def run_side(side: str, shape: str, folder: Path, threads: int) -> dict:
     import faiss
     import torch
 
+    from dml.record import peak_resident
+
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     x, labels = np.load(folder / "x.npy"), np.load(folder / "labels.npy")
@@ -91,7 +92,7 @@ def run_side(side: str, shape: str, folder: Path, threads: int) -> dict:
         from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     # Libraries load parts of themselves at first use; that is not the side's memory.
     faiss.knn(x[:64], x[:64], 2, metric=faiss.METRIC_INNER_PRODUCT)
-    before = peak_kilobytes()
+    before = peak_resident()
     start, cpu = time.perf_counter(), time.process_time()
     if side == "faiss":
         index = faiss.IndexFlatIP(x.shape[1])
@@ -112,17 +113,8 @@ def run_side(side: str, shape: str, folder: Path, threads: int) -> dict:
             options |= {"gallery": gallery, "gallery_labels": other}
         metrics = evaluate(query, own, **options)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = peak_kilobytes() - before
-    return {"seconds": seconds, "cpu": cpu, "megabytes": peak / 1024, "metrics": metrics}
-
-
-def peak_kilobytes() -> int:
-    """Highest resident memory of this process so far.
-
-    Not getrusage: there a process starts at the peak of the one that started it.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
+    peak = peak_resident() - before
+    return {"seconds": seconds, "cpu": cpu, "megabytes": peak / 2**20, "metrics": metrics}
 
 
 def has_avx512() -> bool:

@@ -14,7 +14,6 @@ import csv
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -129,15 +128,6 @@ def race(losses: list, x: torch.Tensor, labels: torch.Tensor, budget: float) -> 
     return [statistics.median(taken) for taken in times]
 
 
-def peak_mb() -> float:
-    """Highest resident memory of this process so far.
-
-    Not getrusage: there a process starts at the peak of the one that started it.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
-
-
 def memory(name: str, n: int, device: str) -> float:
     """MB that one step adds to the peak of a fresh process."""
     code = (
@@ -161,14 +151,16 @@ def memory(name: str, n: int, device: str) -> float:
 
 def print_memory(name: str, n: int, device: str) -> None:
     """Body of the process that `memory` starts."""
+    from dml.record import peak_resident
+
     loss = ours()[name].to(device)
     step(
         loss, *batch(name, 32, device)
     )  # what the first call of anything allocates is not the loss
     x, labels = batch(name, n, device)
-    base = torch.cuda.memory_allocated() / 2**20 if x.is_cuda else peak_mb()
+    base = torch.cuda.memory_allocated() / 2**20 if x.is_cuda else peak_resident() / 2**20
     step(loss, x, labels)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if x.is_cuda else peak_mb()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if x.is_cuda else peak_resident() / 2**20
     print(json.dumps(peak - base))
 
 

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import platform
+import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -106,6 +108,17 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink()
         raise
+
+
+def peak_resident() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin at the peak of the process that started this one
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if peak is not None:
+            return int(peak[1]) * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 def read(directory: Path) -> dict[str, Any]:

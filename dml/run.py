@@ -3,8 +3,6 @@
 import ctypes
 import logging
 import os
-import re
-import resource
 import sys
 import time
 import warnings
@@ -398,13 +396,7 @@ def peak_memory(device: torch.device) -> int:
     """Largest memory of the process so far; of the GPU where one is used. Bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would begin at the peak of the process that started this one
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if peak is not None:
-            return int(peak[1]) * 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    return record.peak_resident()
 
 
 def add_log_file(run_dir: Path) -> None:

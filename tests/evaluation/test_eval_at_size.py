@@ -13,9 +13,10 @@ import dml.evaluation.neighbours as neighbours
 from dml.evaluation import evaluate
 
 PROBE = """
-import json, resource
+import json
 import numpy as np
 from dml.evaluation import evaluate
+from dml.record import peak_resident
 rng = np.random.default_rng(0)
 n, d = 12000, 32
 labels = rng.permutation(np.repeat(np.arange(n // 6), 6))
@@ -23,12 +24,12 @@ x = rng.standard_normal((n // 6, d), dtype=np.float32)[labels]
 x += 0.5 * rng.standard_normal((n, d), dtype=np.float32)
 for backend in ("torch", "faiss"):
     evaluate(x[:500], labels[:500] // 9, backend=backend)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident()
 for backend in ("torch", "faiss"):
     metrics = ("recall@1", "recall@1000", "map@r")
     found = evaluate(x, labels, metrics=metrics, backend=backend, memory=1 << 26)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps({"megabytes": peak / 1024, **found}))
+peak = peak_resident() - before
+print(json.dumps({"megabytes": peak / 2**20, **found}))
 """
 
 
