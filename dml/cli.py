@@ -51,6 +51,34 @@ def data() -> None:
     exit_with(data_command.run)
 
 
+def report() -> None:
+    """``dml-report``: keep records as evidence, make tables and pages of them."""
+    from dml.report import command
+
+    exit_with(command.run)
+
+
+def export() -> None:
+    """``dml-export``: a finished run as a bundle that `dml.load_encoder` opens."""
+    from dml.export import command
+
+    exit_with(command.run)
+
+
+def index() -> None:
+    """``dml-index``: embed a folder of images and make it searchable."""
+    from dml.index import command
+
+    exit_with(command.run)
+
+
+def search() -> None:
+    """``dml-search``: the nearest images of an index, in the terminal, as a page or as a service."""
+    from dml.index import search_command
+
+    exit_with(search_command.run)
+
+
 def exit_with(command: Callable[[list[str]], int]) -> None:
     """Run a command; turn the errors that users can meet into messages and exit codes."""
     set_up_log()

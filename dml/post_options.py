@@ -61,5 +61,5 @@ def problems(
             what = f"is fitted on the training images, and split={config.split} evaluates them."
             found.append(Problem(option, what))
     if config.compress and find_spec("matplotlib") is None:
-        found.append(Problem("compress=true", "draws with matplotlib: pip install 'dml[docs]'."))
+        found.append(Problem("compress=true", "draws with matplotlib: pip install 'dml[train]'."))
     return found
