@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from dml.averaging import Share
     from dml.data.augment import Augmentation
     from dml.encoder import Encoder
 
 # Options of a group that are read by others than the thing it builds.
 DATA_ONLY = ("num_train_classes", "recall_k", "on_bad_image", "small_classes", "cache", "cache_dir")
 LOSS_ONLY = ("lr_scale", "weight_decay")
+OPTIMIZER_ONLY = ("head_lr", "layer_decay", "sam_rho")
 
 
 def build(node: DictConfig, *leave_out: str, **more: Any) -> Any:
@@ -127,6 +129,17 @@ def regularizer(config: DictConfig) -> "nn.Module | None":
     return build(config.regularizer, *LOSS_ONLY)
 
 
+def gathers(config: DictConfig) -> bool:
+    """Whether several processes must each compare the whole batch, and not its own part alone.
+
+    Not for a loss that is a mean of one value per image. A regulariser, and a callback that looks at the
+    loss, see the whole batch.
+    """
+    means = all(schema.mean_over_images for schema in loss_parts(config).values())
+    extras = (config.memory, config.regularizer, config.callbacks)
+    return not means or any(extra._target_ is not None for extra in extras)
+
+
 def callbacks(config: DictConfig) -> list[Any]:
     """Those of the configuration that look on at training."""
     if config.callbacks._target_ is None:
@@ -170,13 +183,19 @@ def optimizer(
         loss_lr_scale=config.loss.get("lr_scale", 1.0),
         loss_weight_decay=config.loss.get("weight_decay", 0.0),
         more=more,
+        layer_decay=config.optimizer.layer_decay,
     )
-    return constructor(config.optimizer, "head_lr")(groups)
+    return constructor(config.optimizer, *OPTIMIZER_ONLY)(groups)
 
 
 def schedule(config: DictConfig, total_steps: int) -> Callable[[int], float]:
     """Factor on the learning rates by optimizer step."""
     return constructor(config.schedule)(total_steps)
+
+
+def averaging(config: DictConfig) -> "Share | None":
+    """How the weights are averaged along training, or None."""
+    return None if config.averaging._target_ is None else constructor(config.averaging)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from dml import distributed
+
 log = logging.getLogger("dml")
 
 
@@ -61,6 +63,11 @@ class StopOnSignal(Callback):
         self.received = number
         log.info("Stopping after this step; once more stops at once.")
 
+    def agreed(self) -> int | None:
+        """The signal that any of the processes has received by now: they stop after the same step."""
+        self.received = distributed.largest(self.received or 0) or None
+        return self.received
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning, whose handler ends the run with exit code 0."""
         self.listen()
@@ -78,7 +85,7 @@ class StopOnSignal(Callback):
         Not after the last step of an epoch: Lightning would leave out that epoch's validation when it
         resumes, and with it perhaps the best weights.
         """
-        if self.received is not None and not trainer.is_last_batch:
+        if self.agreed() is not None and not trainer.is_last_batch:
             trainer.save_checkpoint(self.checkpoint)
             raise Interrupted(self.received, self.checkpoint)
 

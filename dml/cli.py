@@ -7,10 +7,8 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
-from typing import Any
 
+from dml import processes
 from dml.config import check, compose
 from dml.config.compose import Composed
 from dml.data.index import ImageIndex
@@ -90,6 +88,9 @@ def exit_with(command: Callable[[list[str]], int]) -> None:
     except RunError as error:
         log.error("Error: %s", error)
         code = FAILED
+    except Exception:  # no user's mistake; said here so that the run's log has it, too
+        log.exception("Error, not foreseen:")
+        code = FAILED
     except KeyboardInterrupt:
         log.error("Stopped.")
         code = 130
@@ -107,8 +108,10 @@ def train_command(words: list[str]) -> int:
             print
         )()
         return 0
-    if "-m" in words or "--multirun" in words:
-        return sweep([word for word in words if word not in ("-m", "--multirun")])
+    from dml import sweep
+
+    if sweep.asked_for(words):
+        return sweep.run(words)
     composed, index = checked(words)
     if composed.config.dry_run:
         from dml import tables
@@ -131,7 +134,9 @@ def checked(words: list[str]) -> tuple[Composed, ImageIndex]:
 
 
 def train_one(composed: Composed, index: ImageIndex) -> int:
-    """Train one run; say how to resume if it is stopped."""
+    """Train one run, in as many processes as it asks for; say how to resume if it is stopped."""
+    if count := processes.to_start(composed.config):
+        return processes.start(composed.overrides, count)
     from dml import record, run
     from dml.callbacks import Interrupted
 
@@ -145,48 +150,6 @@ def train_one(composed: Composed, index: ImageIndex) -> int:
         log.info("Stopped. Saved %s. Resume with\n  %s", stopped.checkpoint, command)
         return 128 + stopped.signal_number
     return 0
-
-
-def sweep(words: list[str]) -> int:
-    """Run every combination of the listed values; all are checked before the first starts."""
-    jobs, varied = compose.expand(words)
-    problems: list[Problem] = []
-    for job in jobs:
-        try:
-            checked(job)
-        except ConfigurationError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
-        raise ConfigurationError(problems)
-    base = next((w.split("=", 1)[1] for w in words if w.startswith("run_dir=")), None)
-    base = base or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_sweep"
-    from dml import record, run, tables
-    from dml.callbacks import Interrupted
-
-    results: list[tuple[str, dict[str, Any] | None]] = []
-    for number, job in enumerate(jobs, 1):
-        name = ",".join(word for word in job if word.split("=")[0].lstrip("+") in varied) or "job"
-        directory = Path(base) / name.replace("/", "_")
-        if (directory / record.FILE).exists():
-            log.info("Job %d of %d: %s is finished already.", number, len(jobs), name)
-            results.append((name, record.read(directory)))
-            continue
-        log.info("Job %d of %d: %s", number, len(jobs), name)
-        job = [word for word in job if not word.startswith("run_dir=")] + [
-            compose.word("run_dir", directory)
-        ]
-        if (directory / "checkpoints" / "last.ckpt").exists():
-            job.append("ckpt_path=last")
-        try:
-            results.append((name, run.train(*checked(job))))
-        except Interrupted:
-            log.info("Stopped. The same command with run_dir=%s goes on with this sweep.", base)
-            return 130
-        except (ConfigurationError, RunError) as error:
-            log.error("Job %d failed: %s", number, error)
-            results.append((name, None))
-    tables.sweep(results)
-    return FAILED if any(result is None for _, result in results) else 0
 
 
 class Terminal(logging.StreamHandler):
@@ -204,6 +167,7 @@ def set_up_log() -> None:
     if not log.handlers:
         handler = Terminal(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setLevel(processes.level())
         log.addHandler(handler)
 
 

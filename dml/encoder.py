@@ -64,6 +64,7 @@ class Trunk(nn.Module):
         kwargs = dict(kwargs or {})
         if image_size and "img_size" not in kwargs and takes_image_size(name):
             kwargs["img_size"] = image_size
+        self.kwargs = kwargs
         self.model = create_timm_model(name, pretrained, kwargs)
         if weights:
             load_weights(self.model, Path(weights).expanduser())
@@ -183,6 +184,10 @@ class Encoder(nn.Module):
         """Pooled features to float32 vectors before normalisation, whatever the trunk's precision."""
         with torch.autocast(pooled.device.type, enabled=False):
             return self.head(pooled.to(next(self.parameters()).dtype))
+
+    def vectors(self, images: Shaped[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Images to float32 vectors before normalisation."""
+        return self.project(self.pooled(images))
 
     def scale(self, vectors: Float[Tensor, "n d"]) -> Embeddings:
         """Vectors to embeddings: of length 1, unless the loss needs their own."""

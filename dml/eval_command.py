@@ -35,6 +35,8 @@ HELP = """Evaluate encoders and embeddings, and compare runs.
   dml-eval compare=[DIR,DIR]                      second less first, 95 % intervals and p-values
   dml-eval backbone=resnet50 head=none data=cub200 data.root=DIR
                                                   a timm model's pooled features, without training
+  dml-eval experiment=zero_dino_vits16_cub200 data.root=DIR
+                                                  an experiment without training
   dml-eval backbone=timm backbone.name=vit_small_patch16_224 head.pooling=native data=...
   dml-eval embeddings_file=FILE.npz               arrays embeddings [n, d], labels [n]; where wanted
                                                   ids [n], is_query [n]; also .parquet
@@ -85,12 +87,26 @@ def evaluate_encoder(request: Request) -> dict[str, Any]:
     if subject.run is None:
         backbone = build.plain(subject.config.backbone)
         what = {"backbone": backbone, "head": build.plain(subject.config.head)}
+        what |= experiment_entries(subject.config)
         name = f"{backbone['name']}, pooled"
     else:
         finished = record.read(subject.run)
         what = {"run": str(subject.run), "checkpoint": finished["checkpoint"]}
         name = "trained"
     return evaluated(request, embedded, what | told, name)
+
+
+def experiment_entries(config: DictConfig) -> dict[str, Any]:
+    """What a record says of the experiment it belongs to, and of the weights where a file gave them."""
+    groups = {key: build.plain(config[key]) for key in ("data", "backbone", "head", "evaluation")}
+    return {
+        "experiment": config.experiment,
+        "claim": None if config.claim is None else build.plain(config.claim),
+        "pins": list(config.pins),
+        "unpin": config.unpin,
+        "config": groups,
+        "weights": record.weights_file(config.backbone.weights),
+    }
 
 
 def evaluate_file(embedded: Embedded, request: Request) -> dict[str, Any]:

@@ -27,6 +27,7 @@ SOURCES = {
     "runs": (*IMAGES, *FILES),
     "compare": (*IMAGES, "resamples", "seed", "out"),
     "backbone": ("head", *IMAGES, *POST, *FILES),
+    "experiment": ("backbone", "unpin", *IMAGES, *POST, *FILES),
     "embeddings_file": (
         *("labels", "similarity", "evaluation"),
         *("train_embeddings", *POST, *FILES),
@@ -94,7 +95,7 @@ def checked(words: list[str]) -> Request:
         request.embedded, found = read_file(path, request)
         problems += found
     elif source:
-        for directory in [None] if source == "backbone" else runs:
+        for directory in [None] if source in ("backbone", "experiment") else runs:
             subject, found = subject_of(directory, legal, source, problems)
             problems += found
             request.subjects += [subject] if subject else []
@@ -110,6 +111,8 @@ def sorted_out(words: list[str]) -> tuple[str, list[str], list[Problem]]:
     """What is to be evaluated, the words that go with it, and what is wrong with the others."""
     known = list(dict.fromkeys([*SOURCES, *(o for options in SOURCES.values() for o in options)]))
     sources = list(dict.fromkeys(option(word) for word in words if option(word) in SOURCES))
+    if "experiment" in sources:  # its backbone may be given as a file
+        sources = [source for source in sources if source != "backbone"]
     source, legal, problems = sources[0] if len(sources) == 1 else "", [], []
     for word in words:
         if word.startswith("-"):
@@ -213,7 +216,10 @@ def subject_of(
     data_found = check.node_problems(config, "data")
     if run is None:
         found += [p for group in ("backbone", "head") for p in check.node_problems(config, group)]
-        if build.schema_of(config, "head").embeds:
+        if build.schema_of(config, "head").embeds and config.experiment is not None:
+            what = f"trains an encoder. Train it: dml-train experiment={config.experiment} ..., and then\n"
+            found.append(Problem(f"experiment={config.experiment}", f"{what}dml-eval run=DIR."))
+        elif build.schema_of(config, "head").embeds:
             what = "has random weights here: a model off the shelf has none for it. Add head=none."
             found.append(Problem(check.words(composed, "head"), what))
         if not (config.backbone.pretrained or config.backbone.weights):
@@ -235,12 +241,14 @@ def own_words(run: Path, words: list[str]) -> list[str]:
     """The words of a run's command line that say what it was evaluated on, unless these say otherwise."""
     before = record.read(run)["overrides"]
     others = any(word.startswith("data=") for word in words)
-    return [
+    kept = [
         word
         for word in before
-        if option(word) in ("data", "evaluation", "loader")
-        and not (others and option(word) == "data")
+        if option(word) in ("data", "evaluation", "loader", "experiment")
+        and not (others and option(word) in ("data", "experiment"))
     ]
+    # What is evaluated now need not be what the experiment says; the run's own record keeps its claim.
+    return [*kept, "unpin=true"] if any(option(word) == "experiment" for word in kept) else kept
 
 
 def data_problems(request: Request) -> list[Problem]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 from torch import Tensor
 
-from dml import build, record
+from dml import build, distributed, record
 from dml.data.images import BadImages
 from dml.data.index import SPLITS, ImageIndex, ImageSet
 from dml.data.loaders import eval_loader
@@ -48,17 +48,24 @@ def embed_split(
     device: torch.device,
     bad_images: BadImages,
 ) -> dict[str, Embedded]:
-    """`embed` over one split, with a progress bar.  Returns name of the encoder -> its embeddings."""
+    """`embed` over one split, with a progress bar.  Returns name of the encoder -> its embeddings.
+
+    Several processes embed a part each; the first returns all, the others their own.
+    """
     part = index.part(split)
     batches = eval_loader(
-        part, preprocess, config.loader.eval_batch_size, config.loader.num_workers
+        part,
+        preprocess,
+        config.loader.eval_batch_size,
+        config.loader.num_workers,
+        positions=distributed.share_of(len(part)),
     )
     bar = track(
         batches,
         f"{index.name}, {split} images",
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or not distributed.is_first(),
     )
     vectors, labels, ids = embed(encoders, bar, bad_images, device)
     readable = np.isin(part.ids, ids)
@@ -85,6 +92,7 @@ def embed(
 
     encoders: name -> (images uint8 [n, 3, h, w] -> vectors [n, d]), already in evaluation mode and on
     `device`.  Returns name -> float32 [N, d], labels int64 [N], ids int64 [N], in the order of the batches.
+    Of several processes the first returns what all have read, each image once, the others their own.
     """
     vectors: dict[str, list[Tensor]] = {name: [] for name in encoders}
     labels, ids = [], []
@@ -97,12 +105,19 @@ def embed(
             vectors[name].append(encoder(images).float().cpu())
         labels.append(batch.labels)
         ids.append(batch.ids)
-    if not labels:
+    none = torch.empty(0, dtype=torch.int64)
+    all_ids, all_labels, *found = distributed.collected(
+        torch.cat([*ids, none]),
+        torch.cat([*labels, none]),
+        *(torch.cat(parts) if parts else torch.empty(0, 0) for parts in vectors.values()),
+    )
+    if len(all_ids) == 0 and distributed.is_first():
         raise RunError("no image could be read.")
+    named = zip(vectors, found, strict=True)
     return (
-        {name: torch.cat(parts).numpy() for name, parts in vectors.items()},
-        torch.cat(labels).numpy(),
-        torch.cat(ids).numpy(),
+        {name: tensor.numpy() for name, tensor in named},
+        all_labels.numpy(),
+        all_ids.numpy(),
     )
 
 
@@ -177,12 +192,17 @@ def share_bar(description: str) -> Iterator[Callable[[float], None]]:
         progress.stop()
 
 
-def load_encoder_weights(encoder: Encoder, checkpoint: Path) -> None:
-    """Encoder weights out of a training checkpoint, strictly."""
+def load_encoder_weights(encoder: Encoder, checkpoint: Path, *, averaged: bool = True) -> None:
+    """Encoder weights out of a training checkpoint, strictly.
+
+    averaged: the averages along training, where there are any; else the weights of that step.
+    """
     if not checkpoint.is_file():
         raise RunError(f"the checkpoint {checkpoint} is gone.")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "encoder."
+    prefix = "averaged.encoder."
+    if not averaged or not any(key.startswith(prefix) for key in state):
+        prefix = "encoder."
     encoder.load_state_dict(
         {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     )
@@ -196,6 +216,34 @@ def run_encoder(run: Path) -> tuple[Encoder, str]:
     encoder = build.encoder(config, normalize=finished["protocol"]["normalized"])
     load_encoder_weights(encoder, run / finished["checkpoint"]["file"])
     return encoder, finished["protocol"]["similarity"]
+
+
+def untrained_encoder(config: DictConfig, normalize: bool | None = None) -> Encoder:
+    """The encoder of a run as it was before training, built again from its seed.
+
+    normalize: as for `build.encoder`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build.encoder(config, normalize)
+
+
+def before_training(untrained: Encoder) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What a trained encoder is held against, for `embed`, in this order.
+
+    frozen: the trunk's pooled features.  untrained: the embeddings of the encoder as initialised.
+    """
+    shared: dict[str, Tensor] = {}
+
+    def frozen(images: Tensor) -> Tensor:
+        shared["pooled"] = untrained.pooled(images)
+        return shared["pooled"]
+
+    def initialised(images: Tensor) -> Tensor:
+        del images  # `frozen` ran just before: one pass of the trunk serves both
+        return untrained.embed(shared.pop("pooled"))
+
+    return {"frozen": frozen, "untrained": initialised}
 
 
 def embed_images(

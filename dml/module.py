@@ -5,8 +5,9 @@ A memory adds columns to the loss, a regulariser a term.
 
 import random
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,11 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from dml import distributed
+from dml.averaging import AveragedEncoder, Share
+from dml.chunks import in_chunks
 from dml.data.images import BadImages, Batch
 from dml.encoder import Encoder
 from dml.errors import RunError
 from dml.evaluation import evaluate
 from dml.memory import CrossBatchMemory
+from dml.sam import kept, uphill
 
 
 class DmlModule(pl.LightningModule):
@@ -29,6 +34,11 @@ class DmlModule(pl.LightningModule):
     or None.  memory: what the batch is compared with besides itself.  regularizer: (vectors before
     normalisation, labels) -> scalar, added to the loss.  optimizer: module -> torch optimizer.
     schedule: total steps -> factor by step.  evaluation: keyword arguments of `dml.evaluation.evaluate`.
+    batch_chunks: into how many parts a batch is cut to be embedded (dml/chunks.py).  compiled: whether
+    training embeds through torch.compile.  sam_rho: radius of sharpness-aware minimisation (dml/sam.py).
+    gathers: whether each of several processes compares the whole batch, or its own part alone
+    (dml/distributed.py).  averaging: of the weights (dml/averaging.py); the averages are then what `val/` metrics are of, and
+    `val_plain/` those of the weights of now.
     """
 
     def __init__(
@@ -43,14 +53,28 @@ class DmlModule(pl.LightningModule):
         seed: int,
         memory: CrossBatchMemory | None = None,
         regularizer: nn.Module | None = None,
+        *,
+        batch_chunks: int = 1,
+        compiled: bool = False,
+        sam_rho: float | None = None,
+        averaging: Share | None = None,
+        gathers: bool = True,
     ):
         super().__init__()
         self.encoder, self.loss, self.miner = encoder, loss, miner
         self.memory, self.regularizer = memory, regularizer
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.evaluation, self.bad_images, self.seed = evaluation, bad_images, seed
-        self.validation: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.validation: list[tuple[Tensor, ...]] = []  # labels, ids, embeddings by each encoder
         self.training_seconds = 0.0
+        self.batch_chunks, self.sam_rho = batch_chunks, sam_rho
+        self.averaged = None if averaging is None else AveragedEncoder(encoder, averaging)
+        # Training alone: what is evaluated is what is exported. No module: names of weights stay.
+        self.train_vectors = torch.compile(encoder.vectors) if compiled else encoder.vectors
+        self.gathers = gathers
+        self.second_pass = False
+        self.columns: dict[str, Tensor] = {}
+        self.no_image = False  # in this step's batch, of all processes together
 
     def on_fit_start(self) -> None:
         """Start the clock of training time."""
@@ -75,30 +99,105 @@ class DmlModule(pl.LightningModule):
 
         A resumed run and one whose validation drew random numbers then go on as if nothing had been.
         """
-        seed = int(np.random.SeedSequence((self.seed, self.global_step)).generate_state(1)[0])
+        self.reseed()
+
+    def reseed(self, rank: int = 0) -> None:
+        """Set all random states to those of this step, for one of several processes."""
+        state = np.random.SeedSequence((self.seed, self.global_step, rank))
+        seed = int(state.generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (foreign code draws from the global state)
         random.seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """One batch to one loss."""
+        """One batch, or a process's part of one, to one loss."""
         self.bad_images.check(batch)
-        if len(batch.labels) == 0:
+        rows = distributed.of_all(len(batch.labels))
+        self.no_image = sum(rows) == 0
+        if self.no_image and len(rows) == 1:
             return None
         try:
-            vectors = self.encoder.project(self.encoder.pooled(batch.images))
-            embeddings = self.encoder.scale(vectors)
-            loss = self.compare(embeddings, batch.labels)
-            if self.memory is not None and self.global_step >= self.memory.start_step:
-                columns = self.memory.enqueue(embeddings, batch.labels)
-                remembered = self.compare(embeddings, batch.labels, **columns)
-                loss = loss + self.memory.weight * remembered
-            if self.regularizer is not None:
-                loss = loss + self.regularizer(vectors, batch.labels)
+            loss, shown = self.loss_of(batch, rows)
         except ValueError as error:  # a loss refuses what would not be finite
             raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        if not self.second_pass:
+            self.log("train/loss", shown, prog_bar=True, batch_size=sum(rows))
         return loss
+
+    def loss_of(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """(what to differentiate, the loss of the whole batch); rows: images that each process has of it."""
+        images, labels = batch.images, batch.labels
+        if len(rows) > 1:
+            self.reseed(distributed.rank())  # each process drops out units of its own
+        if len(labels) == 0:  # the other processes wait for this one in every BatchNorm
+            side = self.encoder.preprocess.image_size
+            images = images.new_zeros(0, 3, side, side)
+        vectors = in_chunks(self.train_vectors, images, self.batch_chunks)
+        if len(rows) > 1:
+            self.reseed()  # and all of them mine alike
+        if self.no_image:
+            loss = 0 * vectors.sum()
+            return loss, loss
+        if self.gathers:
+            gathered = distributed.gather(vectors, rows)
+            loss = self.objective(gathered, distributed.gather(labels, rows))
+            return loss, loss
+        loss = self.objective(vectors, labels) if len(labels) else 0 * vectors.sum()
+        loss = loss * distributed.share_of_mean(rows)
+        return loss, distributed.mean_of_all(loss)
+
+    def objective(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, with what memory and regulariser add to it."""
+        embeddings = self.encoder.scale(vectors)
+        loss = self.compare(embeddings, labels)
+        if self.memory is not None and self.global_step >= self.memory.start_step:
+            if not self.second_pass:
+                self.columns = self.memory.enqueue(embeddings, labels)
+            remembered = self.compare(embeddings, labels, **self.columns)
+            loss = loss + self.memory.weight * remembered
+        if self.regularizer is not None:
+            loss = loss + self.regularizer(vectors, labels)
+        return loss
+
+    def on_after_backward(self) -> None:
+        """A batch without an image moves no weight: not by momentum, either."""
+        if self.no_image:
+            self.zero_grad()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One step, by the gradient here or the one uphill; then the average of the weights."""
+        closure = optimizer_closure
+        if self.sam_rho is not None:
+            closure = partial(self.pass_twice, optimizer, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        if self.averaged is not None:
+            done, per_epoch = self.global_step + 1, int(self.trainer.num_training_batches)
+            self.averaged.update(self.encoder, done, per_epoch, self.total_steps)
+
+    def pass_twice(self, optimizer: Any, closure: Callable[[], Any]) -> Any:
+        """Both passes of SAM, over the same batch, dropout and memory; only the first counts for buffers."""
+        loss = closure()
+        if loss is None:  # no image of the batch could be read
+            return loss
+
+        def buffers() -> list[Tensor]:
+            own = (self.encoder, self.loss, self.regularizer)
+            return [b for module in own if module is not None for b in module.buffers()]
+
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.reseed()
+        self.second_pass = True
+        try:
+            with uphill(parameters, cast(float, self.sam_rho)), kept(buffers):
+                return closure()
+        finally:
+            self.second_pass = False
 
     def compare(
         self,
@@ -123,21 +222,36 @@ class DmlModule(pl.LightningModule):
         if len(batch.labels) == 0:
             return
         with torch.autocast(batch.images.device.type, enabled=False):
-            embeddings = self.encoder(batch.images)
-        self.validation.append((embeddings.cpu(), batch.labels.cpu(), batch.ids.cpu()))
+            evaluated = [self.encoder] if self.averaged is None else [self.averaged, self.encoder]
+            embeddings = [encoder(batch.images).cpu() for encoder in evaluated]
+        self.validation.append((batch.labels.cpu(), batch.ids.cpu(), *embeddings))
 
     def on_validation_epoch_end(self) -> None:
-        """Metrics on the validation classes."""
+        """Metrics on the validation classes, the first process's for all."""
         parts, self.validation = self.validation, []
-        if not parts:
+        none = torch.empty(0, dtype=torch.int64)
+        both = 1 if self.averaged is None else 2
+        parts.append((none, none, *[torch.empty(0, self.encoder.dim)] * both))
+        labels, ids, *embeddings = (torch.cat(part) for part in zip(*parts, strict=True))
+        ids, labels, *embeddings = distributed.collected(ids, labels, *embeddings)
+        metrics = self.measured(labels, ids, embeddings) if distributed.is_first() else {}
+        for name, value in distributed.from_first(metrics).items():
+            self.log(name, value, prog_bar=name == "val/recall@1")
+
+    def measured(
+        self, labels: Tensor, ids: Tensor, embeddings: Sequence[Tensor]
+    ) -> dict[str, float]:
+        """`val/` metrics of the first embeddings, `val_plain/` ones of the second, if there are."""
+        if len(ids) == 0:
             raise RunError("no validation image could be read.")
-        embeddings, labels, ids = (torch.cat(part) for part in zip(*parts, strict=True))
-        try:
-            metrics = evaluate(embeddings, labels, query_ids=ids, **self.evaluation)
-        except ValueError as error:
-            raise self.diverged(f"validation: {error}") from error
-        for name, value in metrics.items():
-            self.log(f"val/{name}", value, prog_bar=name == "recall@1")
+        found = {}
+        for split, vectors in zip(("val", "val_plain"), embeddings, strict=False):
+            try:
+                metrics = evaluate(vectors, labels, query_ids=ids, **self.evaluation)
+            except ValueError as error:
+                raise self.diverged(f"validation: {error}") from error
+            found |= {f"{split}/{name}": value for name, value in metrics.items()}
+        return found
 
     def diverged(self, what: str) -> RunError:
         """The error of a run whose embeddings or loss are no numbers any more."""
@@ -150,7 +264,8 @@ class DmlModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameter groups, its rate set at every step."""
         optimizer = self.make_optimizer(self)
-        factor = self.make_schedule(int(self.trainer.estimated_stepping_batches))
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        factor = self.make_schedule(self.total_steps)
         scheduler = LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
@@ -160,7 +275,7 @@ class DmlModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the time spent and the images skipped, so that a resumed run reports all of it."""
         checkpoint["training_seconds"] = self.training_seconds + time.monotonic() - self.clock
-        checkpoint["unreadable"] = dict(self.bad_images.skipped)
+        checkpoint["unreadable"] = distributed.merged(dict(self.bad_images.skipped))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `on_save_checkpoint`."""

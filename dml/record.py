@@ -3,6 +3,7 @@
 Torch-free, so that reports and checks start quickly.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,8 +23,9 @@ from typing import Any, BinaryIO
 from dml.errors import RunError
 from dml.evaluation.names import is_fraction
 
-FORMAT = 1
+FORMAT = 2
 FILE = "record.json"
+SEAL = "sha256"  # the entry that tells whether a record is as it was written
 
 # Name -> type of every required entry; dots step into dictionaries.
 REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -46,6 +48,7 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "data.splits": dict,
     "data.unreadable": dict,
     "protocol": dict,
+    "weights": (dict, type(None)),
     "checkpoint.rule": str,
     "checkpoint.epoch": int,
     "checkpoint.step": int,
@@ -58,8 +61,19 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
 
 def problems(record: Mapping[str, Any]) -> list[str]:
     """What keeps a dictionary from being a record: missing entries, wrong types, metrics out of [0, 1]."""
+    found = entry_problems(record, REQUIRED)
+    metrics = record.get("metrics")
+    for split, values in metrics.items() if isinstance(metrics, Mapping) else ():
+        found += metric_problems(values or {}, f"metrics.{split}")
+    return found + format_problems(record)
+
+
+def entry_problems(
+    record: Mapping[str, Any], required: Mapping[str, type | tuple[type, ...]]
+) -> list[str]:
+    """Entries that are missing or of another type."""
     found = []
-    for name, kind in REQUIRED.items():
+    for name, kind in required.items():
         value: Any = record
         for part in name.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -69,24 +83,57 @@ def problems(record: Mapping[str, Any]) -> list[str]:
         else:
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 found.append(f"{name} is {type(value).__name__}, not {kind}")
-    metrics = record.get("metrics")
-    for split, values in metrics.items() if isinstance(metrics, Mapping) else ():
-        for name, value in (values or {}).items():
-            if not isinstance(value, float) or not math.isfinite(value):
-                found.append(f"metrics.{split}.{name}={value} is no finite number")
-            elif is_fraction(name) and not 0 <= value <= 1:
-                found.append(f"metrics.{split}.{name}={value} is no fraction in [0, 1]")
-    if record.get("format") not in (FORMAT, None):
-        found.append(f"format {record['format']} is not {FORMAT}, which this version reads")
     return found
 
 
+def metric_problems(values: Mapping[str, Any], where: str) -> list[str]:
+    """Metrics that are no finite number, or no fraction where they should be."""
+    found = []
+    for name, value in values.items():
+        if not isinstance(value, float) or not math.isfinite(value):
+            found.append(f"{where}.{name}={value} is no finite number")
+        elif is_fraction(name) and not 0 <= value <= 1:
+            found.append(f"{where}.{name}={value} is no fraction in [0, 1]")
+    return found
+
+
+def format_problems(record: Mapping[str, Any]) -> list[str]:
+    """A record of another version of this package."""
+    if record.get("format") in (FORMAT, None):
+        return []
+    return [f"format {record['format']} is not {FORMAT}, which this version reads"]
+
+
 def write(record: Mapping[str, Any], directory: Path) -> Path:
-    """Write record.json aside, then rename: there is a whole record or none."""
+    """Seal a record and write record.json aside, then rename: there is a whole record or none."""
     found = problems(record)
     if found:
         raise ValueError("not a record: " + "; ".join(found))
-    return write_json(record, directory / FILE)
+    return write_json(sealed(record), directory / FILE)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its checksum as the entry `sha256`, made anew where it has one."""
+    return {**content, SEAL: checksum(content)}
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of the content without its seal.
+
+    Of its canonical JSON: keys sorted, no spaces, every number as JSON writes it.
+    """
+    plain = json.loads(json.dumps({k: v for k, v in content.items() if k != SEAL}, allow_nan=False))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal_problem(content: Mapping[str, Any]) -> str | None:
+    """Why the content cannot be taken for what was written, or None."""
+    if SEAL not in content:
+        return f"has no {SEAL}, which tells whether it is as it was written"
+    if content[SEAL] != checksum(content):
+        return f"was changed after it was written: its {SEAL} is that of other content"
+    return None
 
 
 def write_json(content: Any, path: Path) -> Path:
@@ -122,18 +169,37 @@ def peak_resident() -> int:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The record of a finished run.  Raises RunError: none there, or not a record."""
+    """The record of a finished run.  Raises RunError: none there, not a record, or one that was changed."""
     path = directory / FILE
     if not path.is_file():
         raise RunError(f"{directory} holds no {FILE}: it is no finished run.")
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
-    found = problems(record) if isinstance(record, dict) else ["it is no dictionary"]
+    record = read_json(path)
+    found = problems(record)
     if found:
         raise RunError(f"{path} is not a record: " + "; ".join(found))
+    if why := seal_problem(record):
+        raise RunError(f"{path} {why}.")
     return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dictionary.  Raises RunError if it does not."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is not a record: it is no dictionary")
+    return content
+
+
+def weights_file(name: str | None) -> dict[str, str] | None:
+    """Name and SHA-256 of the file that the trunk began with; None: it was given no file."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    with path.open("rb") as file:
+        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def code_state() -> dict[str, Any]:

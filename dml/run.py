@@ -6,6 +6,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +17,12 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from dml import build, record, tables
+from dml import build, distributed, loggers, record, tables
 from dml.callbacks import EpochLines, Interrupted, StopOnSignal
+from dml.chunks import check_chunks
 from dml.config.check import checkpoint_path
 from dml.config.compose import Composed
 from dml.data import cache
@@ -29,70 +32,131 @@ from dml.data.loaders import EpochBatches, eval_loader, train_loader
 from dml.data.preprocess import Preprocess
 from dml.encoder import Encoder
 from dml.errors import RunError
+from dml.hardware import check_hardware
+from dml.log_file import log_to
 from dml.measure import (
+    before_training,
     describe_data,
     embed_split,
     evaluation_options,
     load_encoder_weights,
     measure,
+    untrained_encoder,
 )
 from dml.module import DmlModule
 
 log = logging.getLogger("dml")
 
 
-def train(composed: Composed, index: ImageIndex) -> dict[str, Any]:
+def train(composed: Composed, index: ImageIndex) -> dict[str, Any] | None:
     """Train, evaluate the test classes once, write the record; returns it.
+
+    One of several processes does its part; the first alone writes, speaks, and has a record to return.
 
     Raises ConfigurationError before anything is written, RunError or Interrupted after.
     """
+    with distributed.joined(composed.config):
+        return train_joined(composed, index)
+
+
+def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None:
+    """`train`, once all processes of the run have found each other."""
     config, started = composed.config, time.monotonic()
     now = datetime.now(UTC)
+    # Both as they are now: a long run may outlive the checkout's state and the file.
+    code, weights = record.code_state(), record.weights_file(config.backbone.weights)
+    begun = begin(composed, index)
+    with loggers.opened(config, begun.run_dir, checkpoint_path(config) is not None) as opened:
+        # Test classes choose nothing: what trains is not given their images.
+        fitted = fit(config, begun, index.part("train"), index.part("val"), opened)
+        metrics, protocol = final_evaluation(
+            config, index, begun.encoder, fitted.device, begun.bad_images, fitted.plain
+        )
+        begun.bad_images.skipped = distributed.merged(begun.bad_images.skipped)
+        memory = distributed.largest(peak_memory(fitted.device))
+        if not distributed.is_first():
+            return None
+        result = {
+            "format": record.FORMAT,
+            "command": record.command(),
+            "overrides": composed.overrides,
+            "choices": [vars(choice) for choice in composed.choices],
+            "config": build.plain(config),
+            "seed": config.seed,
+            "code": code,
+            "versions": record.versions(),
+            "hardware": hardware(fitted.device),
+            "started": now.isoformat(timespec="seconds"),
+            "seconds": {"total": time.monotonic() - started, "training": fitted.seconds},
+            "peak_memory_bytes": memory,
+            "data": describe_data(index, begun.bad_images),
+            "protocol": protocol,
+            "weights": weights,
+            "checkpoint": fitted.checkpoint,
+            "metrics": metrics,
+        }
+        record.write(result, begun.run_dir)
+        loggers.results(opened, result, begun.run_dir)
+    tables.results(result)
+    log.info("Record: %s/%s", config.run_dir, record.FILE)
+    return result
+
+
+def validated(
+    composed: Composed, index: ImageIndex, watching: Sequence[Callback]
+) -> dict[str, float]:
+    """Train, and measure on the validation classes alone; the test classes stay closed, and no record is
+    written.
+
+    watching: callbacks besides those of the configuration.  In one process.  Raises as `train`.
+    """
+    config = composed.config
+    with distributed.joined(config):
+        begun = begin(composed, index)
+    with loggers.opened(config, begun.run_dir, checkpoint_path(config) is not None) as opened:
+        fitted = fit(config, begun, index.part("train"), index.part("val"), opened, watching)
+        encoder = begun.encoder.to(fitted.device).eval()
+        found = embed_split(
+            *(config, index, "val", {"val": encoder}),
+            *(encoder.preprocess, fitted.device, begun.bad_images),
+        )
+        return measure(replace(found["val"], similarity=build.geometry(config)), config).metrics
+
+
+@dataclass
+class Begun:
+    """A run before its first step: the encoder and loss from the seed, and the directory they go to."""
+
+    encoder: Encoder
+    loss: nn.Module
+    run_dir: Path
+    bad_images: BadImages
+
+
+def begin(composed: Composed, index: ImageIndex) -> Begun:
+    """Build what is trained, then make the run directory and say what the run is.
+
+    Raises ConfigurationError before anything is written.
+    """
+    config = composed.config
     quieten_libraries()
+    check_hardware(config)
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
     # Filling fresh memory is an aid to debugging and costs time; results do not depend on it.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     pl.seed_everything(config.seed, verbose=False)
-    encoder = build.encoder(config)
+    with distributed.first_here():  # fetches the weights, if they are not there yet
+        encoder = build.encoder(config)
+    distributed.synchronised(encoder)
+    check_chunks(encoder, config.trainer.batch_chunks)
     loss = build.loss(config)
     run_dir = make_run_dir(composed)
-    add_log_file(run_dir)
-    tables.choices(composed)
-    log.info("%s. Run directory: %s", tables.data(index), config.run_dir)
-    bad_images = BadImages(config.data.on_bad_image)
-    loggers = make_loggers(config, run_dir, checkpoint_path(config) is not None)
-    # Test classes choose nothing: what trains is not given their images.
-    fitted = fit(
-        config, run_dir, index.part("train"), index.part("val"), encoder, loss, bad_images, loggers
-    )
-    metrics, protocol = final_evaluation(config, index, encoder, fitted.device, bad_images)
-    result = {
-        "format": record.FORMAT,
-        "command": record.command(),
-        "overrides": composed.overrides,
-        "choices": [vars(choice) for choice in composed.choices],
-        "config": build.plain(config),
-        "seed": config.seed,
-        "code": record.code_state(),
-        "versions": record.versions(),
-        "hardware": hardware(fitted.device),
-        "started": now.isoformat(timespec="seconds"),
-        "seconds": {"total": time.monotonic() - started, "training": fitted.seconds},
-        "peak_memory_bytes": peak_memory(fitted.device),
-        "data": describe_data(index, bad_images),
-        "protocol": protocol,
-        "checkpoint": fitted.checkpoint,
-        "metrics": metrics,
-    }
-    record.write(result, run_dir)
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update({f"test/{k}": v for k, v in metrics["test"].items()})
-        logger.finalize("success")
-    tables.results(result)
-    log.info("Record: %s/%s", config.run_dir, record.FILE)
-    return result
+    if distributed.is_first():
+        log_to(run_dir)
+        tables.choices(composed)
+        log.info("%s. Run directory: %s", tables.data(index), config.run_dir)
+    return Begun(encoder, loss, run_dir, BadImages(config.data.on_bad_image))
 
 
 @dataclass
@@ -100,52 +164,62 @@ class Fitted:
     """What training leaves behind, beside the encoder's weights.
 
     checkpoint: the record's entry about the chosen weights.  seconds: of training, all sessions together.
+    plain: where the encoder's weights are averages, one with the weights of the same step.
     """
 
     device: torch.device
     checkpoint: dict[str, Any]
     seconds: float
+    plain: Encoder | None
 
 
 def fit(
     config: DictConfig,
-    run_dir: Path,
+    begun: Begun,
     train_set: ImageSet,
     val_set: ImageSet,
-    encoder: Encoder,
-    loss: nn.Module,
-    bad_images: BadImages,
-    loggers: list[Logger],
+    opened: list[Logger],
+    watching: Sequence[Callback] = (),
 ) -> Fitted:
     """Train the encoder, and load the weights into it that the selection rule names.
 
-    val_set: the images that choose them; empty: none do.  Raises RunError or Interrupted.
+    val_set: the images that choose them; empty: none do.  opened: loggers.  watching: callbacks besides
+    those of the configuration.  Raises RunError or Interrupted.
     """
+    encoder, run_dir = begun.encoder, begun.run_dir
     sampler = build.sampler(config, train_set)
     if config.data.cache == "resized":
         side = cache.side_for(encoder.preprocess, config.augment.resize)
         workers = config.loader.num_workers
-        train_set = cache.resized(train_set, side, config.data.cache_dir, workers)
+        with distributed.first_here():
+            train_set = cache.resized(train_set, side, config.data.cache_dir, workers)
     batches = train_loader(
         train_set,
         sampler,
         build.train_transform(config, encoder),
         config.seed,
         config.loader.num_workers,
+        distributed.rank(),
+        distributed.world_size(),
     )
     module = DmlModule(
         encoder,
-        loss,
+        begun.loss,
         build.miner(config),
         optimizer=lambda module: build.optimizer(
             config, module.encoder, module.loss, module.regularizer
         ),
         schedule=lambda total_steps: build.schedule(config, total_steps),
         evaluation=evaluation_options(config, build.geometry(config)),
-        bad_images=bad_images,
+        bad_images=begun.bad_images,
         seed=config.seed,
         memory=build.memory(config),
         regularizer=build.regularizer(config),
+        batch_chunks=config.trainer.batch_chunks,
+        compiled=config.trainer.compile,
+        sam_rho=config.optimizer.sam_rho,
+        averaging=build.averaging(config),
+        gathers=build.gathers(config),
     )
     validation = (
         eval_loader(
@@ -154,6 +228,7 @@ def fit(
             config.loader.eval_batch_size,
             config.loader.num_workers,
             persistent=True,
+            positions=distributed.share_of(len(val_set)),
         )
         if len(val_set)
         else None
@@ -170,14 +245,18 @@ def fit(
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
+        **distributed.trainer_arguments(config),
         precision=config.trainer.precision,
         gradient_clip_val=config.trainer.gradient_clip_val,
+        gradient_clip_algorithm=config.trainer.gradient_clip_algorithm,
         check_val_every_n_epoch=config.trainer.check_val_every_n_epoch,
         log_every_n_steps=min(config.trainer.log_every_n_steps, len(batches)),
         default_root_dir=run_dir,
-        logger=loggers,
-        callbacks=callbacks(config, run_dir, best, stop, has_val=validation is not None),
+        logger=opened,
+        callbacks=[
+            *callbacks(config, run_dir, best, stop, has_val=validation is not None),
+            *watching,
+        ],
         enable_progress_bar=config.trainer.enable_progress_bar and sys.stderr.isatty(),
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -192,7 +271,7 @@ def fit(
             ckpt_path=None if resumed is None else str(resumed),
             weights_only=True if resumed is not None else None,
         )
-    if stop.received is not None:  # in the last epoch's validation: everything is saved already
+    if stop.agreed() is not None:  # in the last epoch's validation: everything is saved already
         raise Interrupted(stop.received, stop.checkpoint)
     device = trainer.strategy.root_device
     training_seconds = module.training_seconds + time.monotonic() - module.clock
@@ -201,7 +280,11 @@ def fit(
             "training ended before its first step: trainer.max_epochs or max_steps allow none."
         )
     chosen = choose_checkpoint(config, trainer, best, run_dir, encoder)
-    return Fitted(device, chosen, training_seconds)
+    plain = None
+    if module.averaged is not None:
+        plain = deepcopy(encoder)
+        load_encoder_weights(plain, run_dir / chosen["file"], averaged=False)
+    return Fitted(device, chosen, training_seconds, plain)
 
 
 def final_evaluation(
@@ -210,36 +293,29 @@ def final_evaluation(
     trained: Encoder,
     device: torch.device,
     bad_images: BadImages,
+    plain: Encoder | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics of the record and the protocol behind them.
 
     The test classes are opened here, once, for three encoders: the frozen trunk's pooled features, the
     encoder as initialised and the trained one. The untrained encoder is built again from the seed, as it
-    was before training.
+    was before training. Where the trained weights are averages, `plain` has those of the same step, for
+    `val_plain` and `test_plain`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        untrained = build.encoder(config).to(device).eval()
+    untrained = untrained_encoder(config).to(device).eval()
     trained.to(device).eval()
-    shared: dict[str, torch.Tensor] = {}
-
-    def frozen(images: torch.Tensor) -> torch.Tensor:
-        shared["pooled"] = untrained.pooled(images)
-        return shared["pooled"]
-
-    def initialised(images: torch.Tensor) -> torch.Tensor:
-        del images  # `frozen` ran just before: one pass of the trunk serves both
-        return untrained.embed(shared.pop("pooled"))
-
     similarity = build.geometry(config)
     metrics: dict[str, Any] = {"frozen": None, "untrained": None, "val": None, "test": None}
     backends: set[str] = set()
-    splits = {"test": {"frozen": frozen, "untrained": initialised, "test": trained}}
+    splits = {"test": {**before_training(untrained), "test": trained}}
     if len(index.part("val")):
         splits["val"] = {"val": trained}
+    if plain is not None:
+        for split, encoders in splits.items():
+            encoders[f"{split}_plain"] = plain.to(device).eval()
     for split, encoders in splits.items():
         found = embed_split(config, index, split, encoders, trained.preprocess, device, bad_images)
-        for name, embedded in found.items():
+        for name, embedded in found.items() if distributed.is_first() else ():
             compared_by = "cosine" if name == "frozen" else similarity
             result = measure(replace(embedded, similarity=compared_by), config)
             metrics[name] = result.metrics
@@ -325,14 +401,16 @@ def choose_checkpoint(
     last = run_dir / "checkpoints" / "last.ckpt"
     if best is not None and best.best_model_path:
         path, rule = Path(best.best_model_path), f"best val/{config.selection.metric}"
-        load_encoder_weights(encoder, path)
     else:
         path, rule = last, "last epoch"
-    if not last.exists():  # training ended within its first epoch (trainer.max_steps)
+    if not distributed.from_first(last.exists()):  # training ended within its first epoch (trainer.max_steps)
         trainer.save_checkpoint(last)
+    load_encoder_weights(encoder, path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    averaging = config.averaging._target_
     return {
         "rule": rule,
+        "weights": "plain" if averaging is None else f"averaged by {averaging.split('.')[-1]}",
         "file": str(path.relative_to(run_dir)),
         "epoch": int(checkpoint["epoch"]) + 1,
         "step": int(checkpoint["global_step"]),
@@ -346,41 +424,15 @@ def make_run_dir(composed: Composed) -> Path:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         loss = next(choice.option for choice in composed.choices if choice.group == "loss")
         config.run_dir = f"runs/{stamp}_{config.data.name}_{loss}_seed{config.seed}"
+    config.run_dir = distributed.from_first(config.run_dir)  # its name holds the time
     run_dir = Path(config.run_dir).expanduser().absolute()
+    if not distributed.is_first():
+        return run_dir
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     aside = run_dir / ".config.yaml"
     OmegaConf.save(OmegaConf.create(build.plain(config)), aside)
     aside.replace(run_dir / "config.yaml")
     return run_dir
-
-
-def make_loggers(config: DictConfig, run_dir: Path, resumed: bool) -> list[Logger]:
-    """metrics.csv always, W&B if chosen."""
-    loggers: list[Logger] = [metrics_csv(run_dir, resumed)]
-    if config.logger.name == "wandb":
-        loggers.append(
-            WandbLogger(
-                name=run_dir.name,
-                project=config.logger.project,
-                entity=config.logger.entity,
-                group=config.logger.group,
-                offline=config.logger.mode == "offline",
-                save_dir=run_dir,
-                config=build.plain(config),
-            )
-        )
-    return loggers
-
-
-def metrics_csv(run_dir: Path, resumed: bool) -> CSVLogger:
-    """Lightning's CSV logger, writing run_dir/metrics.csv; a resumed run keeps the rows before it."""
-    path = run_dir / "metrics.csv"
-    rows = tables.read_csv(path) if resumed and path.exists() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
-        logger = CSVLogger(run_dir, name="", version="")
-        logger.experiment.metrics.extend(rows)
-    return logger
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -389,6 +441,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
     }
 
 
@@ -397,16 +450,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return record.peak_resident()
-
-
-def add_log_file(run_dir: Path) -> None:
-    """Write the log to run_dir/log.txt as well."""
-    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-        log.removeHandler(handler)
-        handler.close()
-    handler = logging.FileHandler(run_dir / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
 
 
 def keep_freed_memory() -> None:
@@ -423,14 +466,24 @@ def keep_freed_memory() -> None:
 
 
 def quieten_libraries() -> None:
-    """Leave out what Lightning says about itself at every start; its warnings stay."""
+    """Leave out what Lightning says about itself at every start; its warnings stay.
+
+    Of several processes the first alone warns.
+    """
+    if not distributed.is_first():
+        warnings.simplefilter("ignore")
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
+    # Frozen BatchNorm and averaged weights are in evaluation mode, as they should be.
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start.*")
     # Training that ends before its first validation: the results say which weights were taken.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
+    # Several processes: what is logged is the same on all; a part of the network may be frozen later.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
     warnings.filterwarnings(
         "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
     )

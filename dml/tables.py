@@ -14,7 +14,7 @@ from dml.build import loss_parts
 from dml.comparison import Row
 from dml.config.compose import Composed
 from dml.data.index import SPLITS, ImageIndex
-from dml.evaluation.statistics import Spread
+from dml.evaluation.statistics import Spread, spread
 
 log = logging.getLogger("dml")
 
@@ -82,23 +82,27 @@ def results(record: Mapping[str, Any]) -> None:
         head += "test classes, not all of them unseen in training (closed set)"
     head += averaged(record["config"]["evaluation"])
     foot = (
-        f"trained: {record['checkpoint']['rule']} (epoch {record['checkpoint']['epoch']}), "
+        f"trained: {record['checkpoint']['rule']} (epoch {record['checkpoint']['epoch']}"
+        f"{weights_text(record['checkpoint'])}), "
         f"{record['seconds']['training']:.0f} s of training"
     )
+    columns = {"frozen": "frozen", "untrained": "untrained", "trained": "test"}
+    if "test_plain" in metrics:  # the trained weights are averages
+        columns["not averaged"] = "test_plain"
     table = Table()
     table.add_column("metric")
-    for column in ("frozen", "untrained", "trained"):
+    for column in columns:
         table.add_column(column, justify="right")
-    for name, trained in metrics["test"].items():
-        before = metrics["untrained"][name]
-        table.add_row(
-            name,
-            f"{metrics['frozen'][name]:.4f}",
-            f"{before:.4f}",
-            f"{trained:.4f}",
-            style="bold" if name == "recall@1" else "",
-        )
+    for name in metrics["test"]:
+        cells = [f"{metrics[key][name]:.4f}" for key in columns.values()]
+        table.add_row(name, *cells, style="bold" if name == "recall@1" else "")
     show(table, head, foot)
+
+
+def weights_text(checkpoint: Mapping[str, Any]) -> str:
+    """`, weights averaged by ema`, or nothing."""
+    kind = checkpoint.get("weights", "plain")
+    return "" if kind == "plain" else f", weights {kind}"
 
 
 def evaluation(result: Mapping[str, Any], name: str) -> None:
@@ -171,23 +175,56 @@ def interval(low: float | None, high: float | None, sign: str = "") -> str:
     return f"[{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
-def sweep(jobs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> None:
-    """One row a job: its untrained and trained Recall@1 and MAP@R, or that it failed."""
-    table = Table(title="Sweep", title_justify="left")
-    table.add_column("job", no_wrap=True, min_width=max(len(name) for name, _ in jobs))
-    for column in ("recall@1 untrained", "trained", "map@r untrained", "trained", "minutes"):
-        table.add_column(column, justify="right")
-    for name, record in jobs:
-        if record is None:
-            table.add_row(name, "failed", style="red")
-            continue
-        cells = [
-            f"{record['metrics'][which][metric]:.4f}" if metric in record["metrics"][which] else "-"
-            for metric in ("recall@1", "map@r")
-            for which in ("untrained", "test")
-        ]
-        table.add_row(name, *cells, f"{record['seconds']['total'] / 60:.1f}")
-    show(table)
+def sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Mean and standard deviation over seeds, a row for each combination of the options `keys`.
+
+    rows: one a job, with its options, `status` and, where it is finished, metrics (`test/recall@1`).
+    """
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    measured = dict.fromkeys(k.removeprefix("test/") for r in rows for k in r if k[:5] == "test/")
+    shown = [name for name in ("recall@1", "map@r") if name in measured] or list(measured)[:2]
+    table = Table()
+    for key in keys:
+        table.add_column(key, no_wrap=True)
+    table.add_column("runs", justify="right")
+    for name in shown:
+        table.add_column(f"untrained {name}", justify="right")
+        table.add_column(name, justify="right", style="bold")
+    table.add_column("minutes", justify="right")
+    for values, members in groups.items():
+        done = [row for row in members if row["status"] == "finished"]
+        failed = f" of {len(members)}" if len(done) < len(members) else ""
+        cells = [mean_and_sd(done, f"{w}/{name}") for name in shown for w in ("untrained", "test")]
+        minutes = f"{sum(row['minutes'] for row in done):.1f}"
+        style = "red" if failed else ""
+        table.add_row(*values, f"{len(done)}{failed}", *cells, minutes, style=style)
+    show(table, "\nOn the test classes; mean ± standard deviation over runs:")
+
+
+def mean_and_sd(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    """`0.9137 ± 0.0041`; the mean alone of one run, - of none."""
+    found = [row[column] for row in rows if column in row]
+    if not found:
+        return "-"
+    over = spread(found)
+    return f"{over.mean:.4f}" + ("" if over.sd is None else f" ± {over.sd:.4f}")
+
+
+def search(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> None:
+    """The trials of a search: the options `keys` and the metric on the validation classes, best first."""
+    column = f"val/{metric}"
+    table = Table()
+    for name in ("trial", *keys, metric, "epochs", "state"):
+        table.add_column(name, justify="left" if name in keys or name == "state" else "right")
+    order = sorted(rows, key=lambda row: (row["state"] != "complete", -row.get(column, 0.0)))
+    for row in order:
+        value = f"{row[column]:.4f}" if column in row else "-"
+        style = "bold" if row is order[0] else ""
+        cells = [str(row["trial"]), *(row[key] for key in keys), value, str(row.get("epochs", "-"))]
+        table.add_row(*cells, row["state"], style=style)
+    show(table, "\nOn the validation classes:")
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

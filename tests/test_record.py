@@ -12,7 +12,7 @@ from dml.errors import RunError
 def good():
     metrics = {"recall@1": 0.5}
     return {
-        "format": 1,
+        "format": 2,
         "command": "dml-train",
         "overrides": [],
         "choices": [],
@@ -26,6 +26,7 @@ def good():
         "peak_memory_bytes": 1,
         "data": {"name": "glyphs", "fingerprint": "0", "splits": {}, "unreadable": {}},
         "protocol": {},
+        "weights": None,
         "checkpoint": {
             "rule": "last epoch",
             "epoch": 1,
@@ -38,7 +39,7 @@ def good():
 
 def test_what_is_written_is_read(good, tmp_path):
     record.write(good, tmp_path)
-    assert record.read(tmp_path) == good
+    assert record.read(tmp_path) == good | {"sha256": record.checksum(good)}
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -82,5 +83,35 @@ def test_a_directory_without_a_record_is_no_finished_run(tmp_path):
 
 
 def test_another_format_is_refused(good):
-    good["format"] = 2
-    assert any("format 2" in problem for problem in record.problems(good))
+    good["format"] = 1
+    assert any("format 1" in problem for problem in record.problems(good))
+
+
+def test_a_record_that_was_edited_is_refused(good, tmp_path):
+    """A better number typed into the file must not pass for a result."""
+    path = record.write(good, tmp_path)
+    path.write_text(path.read_text().replace('"recall@1": 0.5', '"recall@1": 0.6'))
+    with pytest.raises(RunError, match="was changed after it was written: its sha256 is that of"):
+        record.read(tmp_path)
+
+
+def test_a_record_without_its_checksum_is_refused(good, tmp_path):
+    record.write_json(good, tmp_path / "record.json")
+    with pytest.raises(RunError, match="has no sha256"):
+        record.read(tmp_path)
+
+
+def test_the_checksum_follows_the_content_and_not_its_layout(good):
+    again = json.loads(json.dumps(good, indent=7))
+    assert record.checksum(again) == record.checksum(dict(reversed(good.items())))
+    assert record.checksum(record.sealed(good)) == record.checksum(good)
+    again["seconds"]["total"] = 1.0000000000000002
+    assert record.checksum(again) != record.checksum(good)
+
+
+def test_a_weights_file_is_known_by_its_content(tmp_path):
+    path = tmp_path / "trunk.safetensors"
+    path.write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4
+    assert record.weights_file(str(path)) == {"file": "trunk.safetensors", "sha256": digest}
+    assert record.weights_file(None) is None

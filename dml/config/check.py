@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dml import build
+from dml import build, processes
 from dml.config.compose import Composed
+from dml.config.pins import flat
 from dml.config.ranges import MISSING, Checked
 from dml.data.index import SPLITS, ImageIndex
 from dml.errors import ConfigurationError, Problem
@@ -30,6 +31,7 @@ GROUPS = (
     "miner",
     "memory",
     "regularizer",
+    "averaging",
     "callbacks",
     "sampler",
     "optimizer",
@@ -54,7 +56,7 @@ def check(composed: Composed, problems: list[Problem]) -> ImageIndex:
     data_problems = node_problems(config, "data")
     index = None
     others = [problem for group in GROUPS[1:] for problem in node_problems(config, group)]
-    others += seed_problems(config)
+    others += seed_problems(config) + claim_problems(config)
     # The embedded sets are drawn at first use, which takes seconds: with mistakes to report, not now.
     if not data_problems and (config.data.root is not None or not (found or others)):
         try:
@@ -124,6 +126,19 @@ def seed_problems(config: DictConfig) -> list[Problem]:
     return [Problem(f"seed={config.seed}", "must lie in [0, 4294967295].")]
 
 
+def claim_problems(config: DictConfig) -> list[Problem]:
+    """What an experiment's claim lacks."""
+    if config.claim is None:
+        return []
+    file = f"configs/experiment/{config.experiment}.yaml"
+    found = node_problems(config, "claim")
+    named = list(config.evaluation.metrics)
+    if not found and config.claim.metric not in named:
+        what = f"is not among evaluation.metrics ({', '.join(named)})."
+        found.append(Problem(f"claim.metric={config.claim.metric}", what))
+    return [Problem(p.where, f"{p.what.split(' Add claim')[0]}\nMend it in {file}.") for p in found]
+
+
 def words(composed: Composed, group: str) -> str:
     """`loss=circle`, as chosen."""
     if group in composed.options:
@@ -169,6 +184,10 @@ def rules(composed: Composed) -> list[Problem]:
             )
         )
     found += rules_of_extras(composed)
+    if not node_problems(config, "trainer"):
+        found += processes.problems(config)
+    if config.trainer.precision == "16-mixed" and config.trainer.accelerator == "cpu":
+        found.append(half_precision_problem())
     if len({loss.geometry for loss in losses.values()}) > 1:
         kinds = ", ".join(f"{words(composed, k)} by {v.geometry}" for k, v in losses.items())
         found.append(
@@ -204,6 +223,12 @@ def rules(composed: Composed) -> list[Problem]:
             )
         )
     return found
+
+
+def half_precision_problem() -> Problem:
+    """float16 arithmetic is a GPU's."""
+    what = "needs a GPU: add trainer.precision=bf16-mixed, or 32-true."
+    return Problem("trainer.precision=16-mixed", what)
 
 
 def metric_problems(names: Sequence[str]) -> list[Problem]:
@@ -292,6 +317,11 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
             found += error.problems
         else:
             found += memory_problems(config, sampler.batch_size, len(sampler))
+            found += share_problems(config, sampler)
+            chunks = config.trainer.batch_chunks
+            if chunks > sampler.batch_size:
+                what = f"cuts batches of {sampler.batch_size} images into more parts than images."
+                found.append(Problem(f"trainer.batch_chunks={chunks}", what))
     has_val = len(index.part("val")) > 0
     if not has_val and config.selection.rule == "best":
         found.append(
@@ -345,6 +375,17 @@ def memory_problems(config: DictConfig, batch_size: int, batches: int) -> list[P
     return found
 
 
+def share_problems(config: DictConfig, sampler: Any) -> list[Problem]:
+    """A batch that several processes cannot share evenly."""
+    if node_problems(config, "trainer") or (processes.world_size(config) or 1) == 1:
+        return []
+    try:
+        next(sampler.batches(0, 0, processes.world_size(config)))
+    except ConfigurationError as error:
+        return error.problems
+    return []
+
+
 def run_dir_problems(composed: Composed) -> list[Problem]:
     """Where the run is written and what it resumes."""
     config, found = composed.config, []
@@ -391,10 +432,13 @@ MAY_CHANGE = (
     "run_dir",
     "ckpt_path",
     "dry_run",
+    "claim",
     "loader.",
     "data.cache_dir",
     "logger.",
     "trainer.enable_progress_bar",
+    "trainer.devices",  # any number of processes trains the same model
+    "trainer.timeout",
 )
 
 
@@ -414,22 +458,4 @@ def changed_options(composed: Composed, directory: Path) -> list[Problem]:
                     f"the run in {directory} was started with {old}. Add {key}={old}, or start a new run.",
                 )
             )
-    return found
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """Dotted key -> value."""
-    found: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                found[f"{prefix}{key}"] = value
-
-    try:
-        walk(OmegaConf.to_container(config, resolve=True), "")
-    except OmegaConfBaseException:  # unresolvable: reported elsewhere
-        walk(OmegaConf.to_container(config, resolve=False), "")
     return found

@@ -4,6 +4,7 @@ Hydra composes; it stops at the first mistake. So each word is first held agains
 is wrong becomes a `Problem` with the nearest legal names.
 """
 
+import copy
 import difflib
 import itertools
 import re
@@ -25,13 +26,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dml.config import schema
+from dml.config import pins, schema
 from dml.config.losses import Sum
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
 
 # Groups of dml-eval of which several files may be chosen, in order: post=[pca_whiten,diffusion].
 MANY = ("post",)
+# Groups of configs/sweep.yaml: how several runs are made, of which a run itself knows nothing.
+AROUND = ("launcher", "search")
 PART_GROUP = "loss_part"  # the losses within loss=sum
 PARTS = tuple(f"loss.{part}" for part in Sum.parts)
 
@@ -205,19 +208,63 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
                 chosen_groups += [] if problem else [str(override.input_line)]
             else:
                 values.append(override)
-        try:
-            config = compose(config_name, overrides=chosen_groups, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigurationError(
-                [*problems, Problem(" ".join(chosen_groups) or config_name, first_lines(error))]
-            ) from error
+        experiment, alone, unpin = experiment_of(chosen_groups), None, unpins(values)
+        if experiment is not None and len(chosen_groups) > 1:
+            alone = composed_by_hydra(config_name, [f"experiment={experiment}"], problems)
+            split = {word: word.lstrip("+").partition("=") for word in chosen_groups}
+            wrong = {
+                word: pins.choice_problem(experiment, group, name, alone, config_dir(), unpin)
+                for word, (group, _, name) in split.items()
+                if group != "experiment"
+            }
+            problems += [problem for problem in wrong.values() if problem]
+            chosen_groups = [word for word in chosen_groups if not wrong.get(word)]
+        config = composed_by_hydra(config_name, chosen_groups, problems)
         options = {str(group): str(name) for group, name in config.hydra.runtime.choices.items()}
         with open_dict(config):
             del config["hydra"]
+        if experiment is not None and alone is None:  # the experiment alone was chosen
+            alone = copy.deepcopy(config)
         for override in values:
             problem = set_value(config, override)
             problems += [problem] if problem else []
+        if "experiment" not in list(config):  # configs/sweep.yaml: no run
+            return Composed(config, list(words), options, config_name, tuple(chosen_groups)), problems
+        config.experiment = experiment
+        if experiment is None and unpin:
+            problems.append(Problem("unpin=true", "of which experiment? Add experiment=..., or drop it."))
+        elif alone is not None and unpin:
+            config.claim = None
+        elif alone is not None:
+            problems += pins.value_problems(str(experiment), config, alone)
     return Composed(config, list(words), options, config_name, tuple(chosen_groups)), problems
+
+
+def composed_by_hydra(
+    config_name: str, group_words: list[str], problems: list[Problem]
+) -> DictConfig:
+    """The choices of groups composed, with Hydra's own node.
+
+    Raises ConfigurationError, with `problems` before its own, where they do not compose.
+    """
+    try:
+        return compose(config_name, overrides=group_words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        where = " ".join(group_words) or config_name
+        raise ConfigurationError([*problems, Problem(where, first_lines(error))]) from error
+
+
+def experiment_of(group_words: list[str]) -> str | None:
+    """The experiment among choices of groups."""
+    words = [word.lstrip("+").partition("=") for word in group_words]
+    names = [name for group, _, name in words if group == "experiment" and name != "null"]
+    return names[-1] if names else None
+
+
+def unpins(values: list[Override]) -> bool:
+    """Whether the options free an experiment of its pins."""
+    given = [override.value() for override in values if override.key_or_group == "unpin"]
+    return bool(given) and given[-1] is True
 
 
 def is_group(override: Override) -> bool:
@@ -232,7 +279,8 @@ def groups() -> list[str]:
 
 def options_of(group: str) -> list[str]:
     """The files of a group."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    found = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    return [name for name in found if group != "experiment" or not name.startswith(pins.BASE)]
 
 
 def group_problem(override: Override, config_name: str) -> Problem | None:
@@ -246,6 +294,8 @@ def group_problem(override: Override, config_name: str) -> Problem | None:
         return None
     if group in MANY and config_name == "train":
         return Problem(word, f"{group} is an option of dml-eval; training takes no such steps.")
+    if (group in AROUND) != (config_name == "sweep"):
+        return Problem(word, f"{group} is an option of dml-train -m, or of its search.")
     options = options_of(group)
     several = value if isinstance(value, list) and group in MANY else [value]
     for name in several:
@@ -287,6 +337,8 @@ def hydra_words(words: list[str]) -> list[str]:
 def set_value(config: DictConfig, override: Override) -> Problem | None:
     """Set one option in the configuration, or say what is wrong with it and leave it."""
     name, typed = override.key_or_group, str(override.input_line)
+    if name.split(".")[0] in ("claim", "pins"):
+        return Problem(typed, "stands in the experiment's file and nowhere else.")
     if name.startswith("hydra"):
         return Problem(
             typed,
@@ -353,15 +405,8 @@ def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> li
         word.lstrip("+").removeprefix(f"{PART_GROUP}@").split("=", 1)[0] for word in group_words
     }
     defaults = loader.compute_defaults_list(config_name, group_words, RunMode.RUN)
-    experiment = next(
-        (
-            d.config_path
-            for d in defaults.defaults
-            if (d.config_path or "").startswith("experiment/")
-        ),
-        None,
-    )
-    overridden = experiment_overrides(experiment) if experiment else set()
+    experiment = experiment_of(group_words)
+    overridden = pins.chosen_groups(experiment, config_dir()) if experiment else set()
     choices = []
     for default in defaults.defaults:
         group, _, option = (default.config_path or "").rpartition("/")
@@ -373,28 +418,18 @@ def chosen(loader: ConfigLoader, config_name: str, group_words: list[str]) -> li
             continue
         if group == PART_GROUP:
             group = str(default.package)
-        elif default.parent and default.parent.split("/")[0] == group:
+        elif default.parent and default.parent.split("/")[0] == group.split("/")[0]:
             continue  # a file that extends another of its own group: the choice is the outer one
         if group in typed:
             by = "command line"
         elif group in overridden:
-            by = str(experiment).replace("/", "=")
+            by = f"experiment={experiment}"
         elif default.parent in (config_name, "<root>"):
             by = "default"
         else:
             by = str(default.parent).replace("/", "=")
         choices.append(Choice(group, option, by))
     return sorted(choices, key=lambda choice: choice.group)
-
-
-def experiment_overrides(path: str) -> set[str]:
-    """Groups that an experiment file chooses."""
-    experiment = cast(DictConfig, OmegaConf.load(config_dir() / f"{path}.yaml"))
-    defaults = experiment.get("defaults", [])
-    words = [str(key) for entry in defaults if OmegaConf.is_dict(entry) for key in entry]
-    return {
-        word.removeprefix("override").strip().strip("/") for word in words if "override" in word
-    }
 
 
 def first_lines(error: BaseException) -> str:

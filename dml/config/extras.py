@@ -1,4 +1,5 @@
-"""What may be added to a loss: a memory, a regulariser, a callback that looks on. Their options.
+"""What may be added to training: a memory, a regulariser, an average of the weights, a callback that
+looks on. Their options.
 
 The values live in the YAML, the meaning in the class that `_target_` names.
 """
@@ -87,6 +88,27 @@ class Rho(RegularizerSchema):
 
 
 @dataclass
+class AveragingSchema(Checked):
+    """Base of all averages of weights; itself: none."""
+
+    _target_: str | None = MISSING
+
+
+@dataclass
+class ExponentialAverage(AveragingSchema):
+    """EMA: most of it the last 1 / (1 - decay) steps."""
+
+    decay: float = number(0, 1, open_low=True, open_high=True)
+
+
+@dataclass
+class StochasticAverage(AveragingSchema):
+    """SWA: the ends of the last epochs, alike."""
+
+    start: float = number(0, 1, open_high=True, note="The paper averages over the last quarter.")
+
+
+@dataclass
 class CallbackSchema(Checked):
     """Base of what may look on at training; itself: none."""
 
@@ -105,6 +127,9 @@ def register(store: Any) -> None:
     """Tell Hydra the schemas, under ``schema/memory``, ``schema/regularizer``, ``schema/callbacks``."""
     store.store(group="schema/memory", name="none", node=MemorySchema)
     store.store(group="schema/memory", name="xbm", node=CrossBatchMemory)
+    store.store(group="schema/averaging", name="none", node=AveragingSchema)
+    store.store(group="schema/averaging", name="ema", node=ExponentialAverage)
+    store.store(group="schema/averaging", name="swa", node=StochasticAverage)
     store.store(group="schema/callbacks", name="none", node=CallbackSchema)
     store.store(group="schema/callbacks", name="forensics", node=Forensics)
     regularizer = "schema/regularizer"

@@ -25,6 +25,8 @@ class LossSchema(Checked):
     by cosine: the encoder then does not normalise.
     miners: kinds of miner tuples the loss takes; () none.
     takes_reference: it can compare the batch with a memory.
+    mean_over_images: it is a mean of one value per image, to which no other image of the batch
+    contributes, plus what the parameters alone decide. Several processes then need not gather.
     verified: equal to its paper by a test of ours.
     hints: option names of other libraries -> what to write here.
     """
@@ -36,6 +38,7 @@ class LossSchema(Checked):
     compares: ClassVar[str] = "pairs"
     miners: ClassVar[tuple[str, ...]] = ("pairs", "triplets")
     takes_reference: ClassVar[bool] = True
+    mean_over_images: ClassVar[bool] = False
     verified: ClassVar[bool] = True
     hints: ClassVar[Mapping[str, str]] = {}
 
@@ -66,6 +69,8 @@ class ParametricLoss(ProxyLoss):
 
     num_classes: int = count(2)
     embedding_dim: int = count(1)
+
+    mean_over_images: ClassVar[bool] = True
 
 
 @dataclass
@@ -178,6 +183,8 @@ class ProxyAnchor(ParametricLoss):
     margin: float = number(0, 1, open_high=True, note="The paper uses 0.1.")
     scale: float = positive("The paper uses 32.")
 
+    mean_over_images: ClassVar[bool] = False  # a proxy weighs the images of a batch together
+
 
 @dataclass
 class SoftTriple(ParametricLoss):
@@ -264,6 +271,8 @@ class Focal(ProxyLoss):
 
     classifier: dict[str, Any] = MISSING
     gamma: float = number(0, note="The paper uses 2.")
+
+    mean_over_images: ClassVar[bool] = True
 
 
 # ---------------------------------------------------------------- pairs, triplets and ranks, more

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
-from dml.config import data, extras, losses, post
+from dml.config import data, extras, launch, losses, post
 from dml.config.ranges import MISSING, Checked, choice, count, number, positive
 from dml.errors import Problem
 
@@ -126,6 +126,9 @@ class Optimizer(Checked):
     lr: float = positive()
     head_lr: float = positive()
     weight_decay: float = number(0)
+    # factor on the learning rate from each layer of the trunk to that below
+    layer_decay: float | None = number(0, 1, open_low=True)
+    sam_rho: float | None = positive("The paper uses 0.05.")  # sharpness-aware: two passes a step
 
 
 @dataclass
@@ -152,6 +155,15 @@ class SGD(Optimizer):
 
 
 @dataclass
+class RMSprop(Optimizer):
+    """RMSprop: gradients over a running mean of their squares."""
+
+    momentum: float = number(0, 1, open_high=True)
+    alpha: float = number(0, 1, open_high=True)
+    eps: float = positive()
+
+
+@dataclass
 class Schedule(Checked):
     """Factor on every learning rate, by optimizer step; warm-up rises linearly from 0."""
 
@@ -175,18 +187,60 @@ class StepSchedule(Schedule):
 
 
 @dataclass
+class MilestonesSchedule(Schedule):
+    """Times `gamma` at each of the steps `milestones`."""
+
+    milestones: list[int] = MISSING
+    gamma: float = number(0, 1, open_low=True)
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and milestones that rise."""
+        found, steps = super().problems(prefix), self.milestones
+        if isinstance(steps, list | tuple) and (
+            not steps or min(steps) < 1 or sorted(set(steps)) != list(steps)
+        ):
+            what = "must be steps in rising order, such as [1000,2000]."
+            found.append(Problem(f"{prefix}.milestones={list(steps)}", what))
+        return found
+
+
+@dataclass
 class Trainer(Checked):
-    """Length and means of training; the arguments are pytorch_lightning.Trainer's own."""
+    """Length and means of training; most arguments are pytorch_lightning.Trainer's own."""
 
     max_epochs: int = count(1)
     max_steps: int = count(-1, note="-1 means: max_epochs decides.")
     accelerator: str = choice("auto", "cpu", "gpu", "cuda", "mps")
-    devices: Any = MISSING  # "auto", a number, or a list of device numbers
+    devices: Any = MISSING  # "auto", a number, or a list of GPUs; one process each
+    timeout: int = count(1)  # seconds that a process waits for another
     precision: str = choice("32-true", "16-mixed", "bf16-mixed", "64-true")
+    compile: bool = MISSING  # torch.compile what embeds in training
+    batch_chunks: int = count(1)  # parts of a batch whose activations are alive one at a time
     gradient_clip_val: float | None = number(0, open_low=True)
+    gradient_clip_algorithm: str = choice("norm", "value")
     check_val_every_n_epoch: int = count(1)
     log_every_n_steps: int = count(1)
     enable_progress_bar: bool = MISSING
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and devices that can be counted."""
+        found, devices = super().problems(prefix), self.devices
+        numbers = devices if isinstance(devices, list | tuple) else [devices]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+        if isinstance(devices, list | tuple):
+            fine = whole and len(set(numbers)) == len(numbers) > 0
+            if fine and self.accelerator in ("cpu", "mps"):
+                what = f"are numbers of GPUs, and {prefix}.accelerator={self.accelerator}. Give how many."
+                found.append(Problem(f"{prefix}.devices={list(devices)}", what))
+        else:
+            fine = devices == "auto" or (whole and devices > 0)
+            if fine and whole and devices > 1 and self.accelerator == "mps":
+                what = f"and {prefix}.accelerator=mps is one device. Add {prefix}.devices=1."
+                found.append(Problem(f"{prefix}.devices={devices}", what))
+        if not fine:
+            what = 'must be a number above 0, a list of different GPU numbers such as [0,1], or "auto".'
+            found.append(Problem(f"{prefix}.devices={devices}", what))
+        return found
 
 
 @dataclass
@@ -219,17 +273,51 @@ class Evaluation(Checked):
 class Logger(Checked):
     """Where curves go beside metrics.csv, which is always written."""
 
-    name: str = choice("csv", "wandb")
-    project: str | None = None
+    name: str = choice("csv", "wandb", "tensorboard")
+
+
+@dataclass
+class WandbLogger(Logger):
+    """Weights & Biases."""
+
+    project: str = MISSING
     entity: str | None = None
-    group: str | None = None
-    mode: str | None = choice("online", "offline")
+    group: str | None = None  # a sweep's runs are grouped by its directory unless this is given
+    mode: str = choice("online", "offline")
+
+
+@dataclass
+class Claim(Checked):
+    """A published number that an experiment aims at."""
+
+    metric: str = MISSING  # as evaluation.metrics names it
+    published: float = number(0, 100, open_low=True, note="In percent, as papers print it.")
+    source: str = MISSING  # where it was read
+    tolerance: float = positive("In percentage points.")
+    seeds: int = count(1)  # that a verdict needs
+    selected_on: str = choice("last", "best_val", "test_max")  # how the published epoch was chosen
+    known_differences: list[str] = MISSING  # between the published run and this one
+    # What of ours is compared: a run, the mean over the folds' models, or their embeddings side by side.
+    models: str = choice("single", "separated", "concatenated")
+    others: dict[str, float] = field(default_factory=dict)  # further metrics of the same row, percent
+    concatenated: dict[str, float] = field(default_factory=dict)  # of the folds together, percent
+
+    def problems(self, prefix: str) -> list[Problem]:
+        """Ranges, and a source."""
+        found = super().problems(prefix)
+        if not str(self.source).strip():
+            found.append(Problem(f"{prefix}.source", "is empty: where was the number read?"))
+        return found
 
 
 @dataclass
 class Train:
     """The whole configuration."""
 
+    experiment: str | None = None  # file of configs/experiment; filled in by compose
+    claim: Claim | None = None
+    pins: list[str] = field(default_factory=list)  # groups and options that the file alone decides
+    unpin: bool = MISSING
     data: Any = MISSING
     backbone: Any = MISSING
     head: Any = MISSING
@@ -238,6 +326,7 @@ class Train:
     miner: Any = MISSING
     memory: Any = MISSING
     regularizer: Any = MISSING
+    averaging: Any = MISSING
     callbacks: Any = MISSING
     sampler: Any = MISSING
     optimizer: Any = MISSING
@@ -288,12 +377,16 @@ def register() -> None:
     store.store(group="schema/augment", name="standard", node=Augment)
     store.store(group="schema/optimizer", name="adam", node=Adam)
     store.store(group="schema/optimizer", name="sgd", node=SGD)
+    store.store(group="schema/optimizer", name="rmsprop", node=RMSprop)
+    store.store(group="schema/schedule", name="milestones", node=MilestonesSchedule)
     store.store(group="schema/schedule", name="constant", node=Schedule)
     store.store(group="schema/schedule", name="cosine", node=CosineSchedule)
     store.store(group="schema/schedule", name="step", node=StepSchedule)
     store.store(group="schema/trainer", name="default", node=Trainer)
     store.store(group="schema/logger", name="logger", node=Logger)
+    store.store(group="schema/logger", name="wandb", node=WandbLogger)
     data.register(store)
     losses.register(store)
     extras.register(store)
     post.register(store)
+    launch.register(store)

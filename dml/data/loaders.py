@@ -17,12 +17,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """A torch batch sampler over one of `dml.data.samplers`, with a place to resume at.
 
     Yields lists of (position, seed): the seed of each image's augmentation depends on
-    (seed, epoch, batch, slot) alone.
+    (seed, epoch, batch, slot in the global batch) alone.  rank, world_size: whose part of each global
+    batch this is.
     """
 
-    def __init__(self, sampler, seed: int):
+    def __init__(self, sampler, seed: int, rank: int = 0, world_size: int = 1):
         self.dealer = sampler
         self.seed = seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.resume: tuple[int, int] | None = None
 
@@ -45,10 +47,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start = self.resume or (self.epoch, 0)
         self.resume = None
-        for number, batch in enumerate(islice(self.dealer.batches(epoch), start, None), start):
+        parts = self.dealer.batches(epoch, self.rank, self.world_size)
+        for number, part in enumerate(islice(parts, start, None), start):
             stream = np.random.SeedSequence((self.seed, epoch, number))
-            seeds = stream.generate_state(len(batch), np.uint64) >> np.uint64(1)
-            yield list(zip(batch.tolist(), seeds.tolist(), strict=True))
+            seeds = stream.generate_state(len(part) * self.world_size, np.uint64) >> np.uint64(1)
+            first = self.rank * len(part)
+            own = seeds[first : first + len(part)]
+            yield list(zip(part.tolist(), own.tolist(), strict=True))
 
 
 class TrainLoader(DataLoader):
@@ -68,11 +73,16 @@ def train_loader(
     transform: Augmentation,
     seed: int,
     num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> TrainLoader:
-    """Batches of augmented training images; each file is decoded no further than its crop needs."""
+    """Batches of augmented training images; each file is decoded no further than its crop needs.
+
+    Of several processes each gets its part of every batch.
+    """
     return TrainLoader(
         Images(images, ImageFile, transform),
-        batch_sampler=EpochBatches(sampler, seed),
+        batch_sampler=EpochBatches(sampler, seed, rank, world_size),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=collate,
@@ -85,11 +95,16 @@ def eval_loader(
     batch_size: int,
     num_workers: int,
     persistent: bool = False,
+    positions: np.ndarray | None = None,
 ) -> DataLoader:
-    """Every image once, in order, decoded whole: the pixels are those of the published preprocessing."""
+    """Every image once, in order, decoded whole: the pixels are those of the published preprocessing.
+
+    positions: those of some images alone, int64; one process's share.
+    """
     return DataLoader(
         Images(images, open_rgb, preprocess.crop),
         batch_size=batch_size,
+        sampler=None if positions is None else positions.tolist(),
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         collate_fn=collate,

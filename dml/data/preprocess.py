@@ -41,7 +41,7 @@ class Preprocess:
 
         (pixels / 255 - mean) / std as one multiplication and one addition, equal up to rounding.
         """
-        scale, shift = (factor.to(pixels.device) for factor in self._scale_and_shift)
+        scale, shift = (factor.to(pixels.device) for factor in self.scale_and_shift)
         out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
         # On a CPU image by image, each of which stays in the cache.
         size = 1 if pixels.ndim == 4 and pixels.device.type == "cpu" else len(pixels)
@@ -50,7 +50,7 @@ class Preprocess:
         return out
 
     @cached_property
-    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(x, dtype=torch.float64) for x in (self.mean, self.std))
         both = 1 / (255 * std), -mean / std
         return both[0].float().view(3, 1, 1), both[1].float().view(3, 1, 1)

@@ -1,0 +1,1 @@
+"""From a finished run to a bundle: weights, description, graphs for other run times, model card."""

@@ -1,0 +1,1 @@
+"""Records as evidence: tables, plots and pages."""

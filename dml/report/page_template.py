@@ -1,0 +1,43 @@
+"""Templates of self-contained pages: styles and scripts within, nothing fetched, everything escaped."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+from dml.data.doctor.page import one_line
+from dml.evaluation.names import is_fraction
+
+
+def render(template: str, scripts: tuple[str, ...], **context: Any) -> str:
+    """A page.  scripts: files of the templates folder that it runs; its policy allows no others."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("dml.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"one_line": one_line, "thousands": "{:,}".format}
+    environment.tests |= {"fraction": is_fraction}
+    texts = {name: content(name) for name in scripts}
+    digests = " ".join(f"'sha256-{digest(text)}'" for text in texts.values())
+    return environment.get_template(template).render(
+        style=Markup(content("style.css")),
+        scripts={name: Markup(text) for name, text in texts.items()},
+        script_hashes=Markup(digests),
+        **context,
+    )
+
+
+def content(name: str) -> str:
+    """Text of a file of the templates folder."""
+    return (files("dml.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """SHA-256 as a content security policy writes it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
