@@ -5,6 +5,7 @@ An experiment without its pins would lend its name and its claim to any run; and
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -133,8 +134,9 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+@cache
 def chain(name: str, folder: Path) -> list[DictConfig]:
-    """The experiment's file and those of its own group that it builds on."""
+    """The experiment's file and those of its own group that it builds on. Read once in a process."""
     file = cast(DictConfig, OmegaConf.load(folder / "experiment" / f"{name}.yaml"))
     bases = [entry for entry in file.get("defaults", []) if isinstance(entry, str)]
     return [file, *(one for base in bases if base != "_self_" for one in chain(base, folder))]
