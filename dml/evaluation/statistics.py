@@ -46,6 +46,29 @@ def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
     return Spread(n, mean, sd, mean - reach, mean + reach)
 
 
+def welch(
+    first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
+) -> Difference:
+    """Mean of first less that of second, both independent runs, by Welch's t (Biometrika 34, 1947).
+
+    The standard error is sqrt(v1 / n1 + v2 / n2), its degrees of freedom are Welch and Satterthwaite's.
+    Raises ValueError: fewer than two runs on a side.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    if min(len(first), len(second)) < 2:
+        raise ValueError("needs two runs on either side")
+    mean = float(np.mean(first) - np.mean(second))
+    a, b = (float(np.var(side, ddof=1)) / len(side) for side in (first, second))
+    if a + b == 0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    error = sqrt(a + b)
+    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    p_value = 2 * float(stdtr(freedom, -abs(mean) / error))
+    return Difference(mean, mean - reach, mean + reach, p_value)
+
+
 def paired_bootstrap(
     differences: np.ndarray,
     clusters: np.ndarray | None = None,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dml.evaluation.statistics import paired_bootstrap, resampled_means, spread
+from dml.evaluation.statistics import paired_bootstrap, resampled_means, spread, welch
 
 
 def drawn(rng: np.random.Generator, classes: int, size: int, effect: float) -> tuple:
@@ -148,3 +148,21 @@ def test_spread_covers():
     rng = np.random.default_rng(0)
     found = [spread(rng.normal(0.5, 0.01, size=5)) for _ in range(1000)]
     assert 0.93 < np.mean([f.low <= 0.5 <= f.high for f in found]) < 0.97
+
+
+def test_two_groups_of_runs_as_scipy():
+    """Unequal numbers and spreads, as three runs of ours beside five of another library."""
+    first, second = [64.1, 65.3, 66.9], [60.2, 60.4, 60.1, 60.3, 60.9]
+    ours = welch(first, second)
+    theirs = stats.ttest_ind(first, second, equal_var=False)
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+    assert ours.p_value == pytest.approx(theirs.pvalue)
+    assert ours.mean == pytest.approx(np.mean(first) - np.mean(second))
+
+
+def test_runs_that_do_not_vary_differ_for_certain():
+    assert welch([2.0, 2.0], [1.0, 1.0]).p_value == 0
+    assert welch([1.0, 1.0], [1.0, 1.0]).p_value == 1
+    with pytest.raises(ValueError, match="two runs on either side"):
+        welch([1.0], [1.0, 2.0])
