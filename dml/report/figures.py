@@ -177,9 +177,9 @@ def spread_out(heights: Sequence[float], top: float, bottom: float) -> list[floa
     return placed
 
 
-def histogram(values: np.ndarray, *, title: str, x_name: str, bins: int = 40) -> Markup:
+def histogram(values: np.ndarray, *, title: str, x_name: str, bins: int = 60) -> Markup:
     """How many values fall where; those below 0 are drawn apart.  values: float64 [n], finite."""
-    width, height, left, bottom = 640, 210, 46, 170
+    width, height, left, bottom = 520, 210, 46, 170
     step = nice_step((float(values.max()) - float(values.min())) / bins)
     first, last = math.floor(values.min() / step), math.ceil(values.max() / step)
     edges = np.arange(first, max(last, first + 1) + 1)

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dml import record
+from dml.data.progress import share_bar
 from dml.errors import RunError
 from dml.evaluation.names import is_fraction
 from dml.evaluation.statistics import Difference, paired_bootstrap
@@ -31,7 +32,7 @@ FILE = "report.html"
 LIMIT = 10_000_000  # bytes; a page is smaller
 SPARE = 200_000  # of them, for what is not counted beforehand
 SEED = page_gallery.SEED
-PAIRS, EXAMPLES = 6, 3  # confused classes, and queries of each pair
+PAIRS, EXAMPLES = 6, 4  # confused classes, and queries of each pair
 SIDE, QUALITY = 128, 72  # of the gallery's pictures
 ALL_CLASSES, WORST, BEST = 120, 60, 20  # rows of the table of classes: all, or these
 SCRIPTS = ("theme.js", "map.js")
@@ -70,10 +71,8 @@ def page(found: Evaluated) -> str:
     The pictures of the map take what room the rest leaves below LIMIT bytes, and are smaller where that
     is little.
     """
-    from dml import measure
-
     embedded = found.embedded
-    with measure.share_bar("Nearest images") as progress:
+    with share_bar("Nearest images") as progress:
         near = gallery.neighbours(embedded, page_gallery.NEAREST, progress)
     spans = page_evaluation.intervals(found)
     pairs = gallery.confusions(near, embedded.labels, PAIRS, EXAMPLES)
@@ -84,7 +83,7 @@ def page(found: Evaluated) -> str:
     queries = [query for group in (*kinds, *confused) for query in group.queries]
     large = sorted({tile.item for query in queries for tile in (query.image, *query.nearest)})
     small = [int(item) for item in shown if int(item) not in set(large)]
-    with measure.share_bar("Pictures") as progress:
+    with share_bar("Pictures") as progress:
         sides = [SIDE] * len(large) + [page_pictures.LADDER[0][0]] * len(small)
         paths = [found.path(item) for item in large + small]
         images = page_pictures.thumbnails(paths, sides, found.preprocess, progress)
@@ -149,8 +148,10 @@ def setup(finished: Mapping[str, Any]) -> dict[str, Any]:
     groups = {choice["group"] for choice in finished["choices"]}
     words = [word.lstrip("+").partition("=") for word in finished["overrides"]]
     values = [(key, value) for key, _, value in words if key not in groups]
-    hours, rest = divmod(round(finished["seconds"]["training"]), 3600)
-    spent = f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    minutes, seconds = divmod(round(finished["seconds"]["training"]), 60)
+    spent = (
+        f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    )
     splits = finished["data"]["splits"]
     code, hardware = finished["code"], finished["hardware"]
     commit = "outside of git" if code["commit"] is None else code["commit"][:12]

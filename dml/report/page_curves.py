@@ -42,7 +42,8 @@ def curves(found: Evaluated) -> dict[str, Any]:
             )
         line = figures.shortened("loss", steps, loss)
         charts.append(chart([line], caption, "step"))
-    val = {n: columns.pop(n) for n in list(columns) if n.startswith("val/") and is_fraction(n[4:])}
+    named = [f"val/{name}" for name in found.finished["config"]["evaluation"]["metrics"]]
+    val = {n: columns.pop(n) for n in named if n in columns and is_fraction(n[4:])}
     if val:
         selected = f"val/{found.finished['config']['selection']['metric']}"
         told = selected if selected in val else next(iter(val))
@@ -54,10 +55,10 @@ def curves(found: Evaluated) -> dict[str, Any]:
         )
         lines = [figures.shortened(name[4:], *column) for name, column in list(val.items())[:8]]
         charts.append(chart(lines, caption, "step", mark=mark, fraction=True))
-    rates = {n: columns.pop(n) for n in list(columns) if n.startswith("lr")}
+    rates = {n: columns.pop(n) for n in list(columns) if n.startswith("lr/")}
     if rates:
         lines = [
-            figures.shortened(name.rsplit("/", 1)[-1].removeprefix("lr-"), *column)
+            figures.shortened(name.removeprefix("lr/"), *column)
             for name, column in list(rates.items())[:8]
         ]
         tops = ", ".join(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from dml import build, record
 from dml.data.index import ImageIndex, ImageSet
 from dml.embedding_files import Embedded
-from dml.errors import RunError
+from dml.errors import ConfigurationError, Problem, RunError
 from dml.evaluation.statistics import Difference, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
     from the record's are returned, and told in the log.
 
     Raises RunError: no finished run, its checkpoint is gone, or other images than it was tested on.
-    ConfigurationError: images or the trunk's weights are not where the record says.
+    ConfigurationError: images or the trunk's weights are not where the record says, or `elsewhere` names
+    other options.
     """
     from dml import measure
     from dml.data.images import BadImages
@@ -124,15 +125,13 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
 def config_of(finished: Mapping[str, Any], elsewhere: Mapping[str, str]) -> DictConfig:
     """The record's configuration, files where they lie now, Recall@1 among the metrics.
 
-    Raises RunError: an option that says nothing of where files lie.
+    Raises ConfigurationError: an option that says nothing of where files lie.
     """
     config = DictConfig(finished["config"])
     for key, value in elsewhere.items():
         if key not in ELSEWHERE:
-            raise RunError(
-                f"{key} is part of what was run, and a page shows that. Where files lie may "
-                f"change: {', '.join(ELSEWHERE)}."
-            )
+            what = "is part of what was run. A page takes where files lie now: "
+            raise ConfigurationError([Problem(f"{key}={value}", f"{what}{', '.join(ELSEWHERE)}.")])
         OmegaConf.update(config, key, value)
     metrics = list(config.evaluation.metrics)
     if "recall@1" not in metrics:

@@ -140,5 +140,6 @@ def margins(found: Evaluated, near: Neighbours) -> Figure | None:
         f"nearest image of the same class against that of the nearest image of another. "
         f"{ahead:,} are above 0. Median {middle:.3f}, the middle 80 % from {low:.3f} to {high:.3f}."
     )
+    caption = caption.replace(" -", " −")
     svg = figures.histogram(values, title=caption, x_name=f"margin ({unit})")
     return Figure(svg, caption)

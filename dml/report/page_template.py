@@ -5,14 +5,14 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from dml.data.doctor.page import one_line
-from dml.evaluation.names import is_fraction
 
 
 def render(template: str, scripts: tuple[str, ...], **context: Any) -> str:
     """A page.  scripts: files of the templates folder that it runs; its policy allows no others."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("dml.report", "templates"),
@@ -21,8 +21,8 @@ def render(template: str, scripts: tuple[str, ...], **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"one_line": one_line, "thousands": "{:,}".format}
-    environment.tests |= {"fraction": is_fraction}
+    environment.filters |= {"one_line": one_line, "thousands": "{:,}".format, "signed": signed}
+    environment.filters["breakable"] = breakable
     texts = {name: content(name) for name in scripts}
     digests = " ".join(f"'sha256-{digest(text)}'" for text in texts.values())
     return environment.get_template(template).render(
@@ -31,6 +31,17 @@ def render(template: str, scripts: tuple[str, ...], **context: Any) -> str:
         script_hashes=Markup(digests),
         **context,
     )
+
+
+def breakable(text: str) -> Markup:
+    """A name that may go on in the next line after any of its underscores and slashes."""
+    escaped = str(escape(one_line(text)))
+    return Markup(escaped.replace("_", "_<wbr>").replace("/", "/<wbr>"))
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference, with a sign as wide as a digit."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def content(name: str) -> str:

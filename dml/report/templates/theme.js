@@ -1,6 +1,6 @@
 // Light, dark, or as the system has it; remembered where the browser lets a file remember.
 (() => {
-  const names = { auto: "as the system", light: "light", dark: "dark" };
+  const names = { auto: "system", light: "light", dark: "dark" };
   const order = Object.keys(names);
   const root = document.documentElement;
   const remembered = () => {
