@@ -5,6 +5,7 @@ Imports neither torch nor Faiss until an index is opened or written.
 
 from dml.index.hits import Calibration, Hit, Item
 from dml.index.opening import open_index
+from dml.index.searchable import Searchable
 from dml.index.store import Index
 
-__all__ = ["Calibration", "Hit", "Index", "Item", "open_index"]
+__all__ = ["Calibration", "Hit", "Index", "Item", "Searchable", "open_index"]

@@ -7,6 +7,7 @@ trained on 30 K to 256 K vectors.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,16 +74,19 @@ def sub_quantisers(dim: int) -> int:
 
 
 def compressed(factory: str) -> bool:
-    """Whether an index of this factory string keeps less than the vectors themselves."""
-    kept = factory.split(",")[-1]
-    return not (kept.startswith(("Flat", "HNSW", "NSG", "RFlat")) and "_" not in kept)
+    """Whether an index of this factory string compares by less than the vectors themselves."""
+    whole = r"(IVF\d+(_HNSW\d+)?|HNSW\d+|NSG\d+|Flat|RFlat)"
+    parts = factory.split(",")
+    return parts[-1] != "RFlat" and not all(re.fullmatch(whole, part) for part in parts)
 
 
-def problems(wanted: str | None, parameters: str | None, dim: int, similarity: str) -> list[Problem]:
-    """What is wrong with a factory string or with parameters, for vectors of this kind."""
+def problems(
+    wanted: str | None, parameters: str | None, count: int, dim: int, similarity: str
+) -> list[Problem]:
+    """What is wrong with a factory string or with parameters, for so many vectors of this kind."""
     import faiss
 
-    chosen = recipe(wanted, 1000, dim, parameters)
+    chosen = recipe(wanted, count, dim, parameters)
     metric = metric_of(similarity)
     try:
         index = faiss.index_factory(dim, chosen.factory, metric)
@@ -93,7 +97,7 @@ def problems(wanted: str | None, parameters: str | None, dim: int, similarity: s
         what = "rows are numbered here; an IDMap has numbers of its own. Leave it out."
         return [Problem(f"index={wanted}", what)]
     try:
-        faiss.ParameterSpace().set_index_parameters(index, chosen.parameters)
+        set_parameters(index, chosen.parameters)
     except RuntimeError as error:
         what = f"are none of a Faiss index {chosen.factory}: {reason(error)}"
         return [Problem(f"parameters={chosen.parameters}", what)]
@@ -146,8 +150,15 @@ def build(
         what = f"Faiss cannot build it from {len(vectors):,} vectors: {reason(error)}\n"
         what += "Take fewer lists or index=flat."
         raise ConfigurationError([Problem(f"index={chosen.factory}", what)]) from error
-    faiss.ParameterSpace().set_index_parameters(index, chosen.parameters)
+    set_parameters(index, chosen.parameters)
     return index
+
+
+def set_parameters(index: Any, parameters: str) -> None:
+    """Set what a search takes its time for, such as nprobe=16.  Raises RuntimeError: unknown ones."""
+    import faiss
+
+    faiss.ParameterSpace().set_index_parameters(index, parameters)
 
 
 def train(index: Any, vectors: Vectors, seed: int) -> None:
@@ -179,7 +190,7 @@ def write(index: Any, directory: Path, facts: dict[str, Any]) -> str | None:
 
     name = files.fresh("faiss-", ".index")
     with files.new_file(directory, name, facts) as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        faiss.write_index(index, callback(file.write))
     return name
 
 
@@ -189,7 +200,7 @@ def read(path: Path, parameters: str) -> Any:
 
     try:
         index = faiss.read_index(str(path))
-        faiss.ParameterSpace().set_index_parameters(index, parameters)
+        set_parameters(index, parameters)
     except RuntimeError as error:
         raise RunError(f"Faiss cannot read {path}: {reason(error)}") from error
     return index
@@ -206,5 +217,12 @@ def size_of(index: Any) -> int:
         count += len(data)
         return len(data)
 
-    faiss.write_index(index, faiss.PyCallbackIOWriter(measure))
+    faiss.write_index(index, callback(measure))
     return count
+
+
+def callback(write: Callable[[Any], int]) -> Any:
+    """What Faiss calls with each piece that it writes; an error raised there passes through."""
+    import faiss
+
+    return faiss.PyCallbackIOWriter(write)  # pyright: ignore[reportAttributeAccessIssue]

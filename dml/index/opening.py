@@ -9,13 +9,14 @@ import numpy as np
 
 from dml.errors import ConfigurationError, Problem, RunError
 from dml.index import files
+from dml.index.searchable import Searchable
 from dml.index.store import Index
 from dml.index.vectors import Vectors
 
 TRIES = 5  # a writer may replace the files between the reading of index.json and of those it names
 
 
-def open_index(path: str | Path, root: str | Path | None = None, verify: bool = True) -> Index:
+def open_index(path: str | Path, root: str | Path | None = None, verify: bool = True) -> Searchable:
     """Open an index for searching.
 
     root: the folder of the images, where it has moved since they were indexed.  verify: compare every
@@ -39,6 +40,15 @@ def open_index(path: str | Path, root: str | Path | None = None, verify: bool = 
             if attempt == TRIES - 1 or files.read_manifest(directory) == manifest:
                 raise
     raise AssertionError("unreachable")
+
+
+def open_local(value: str, word: str) -> Index:
+    """An index in a directory.  Raises ConfigurationError for one in a server."""
+    index = open_index(value)
+    if not isinstance(index, Index):
+        what = f"is kept by {index.kind}, which builds and tunes its own index."
+        raise ConfigurationError([Problem(f"{word}={value}", what)])
+    return index
 
 
 def opened(directory: Path, manifest: dict[str, Any], root: Path | None, verify: bool) -> Index:

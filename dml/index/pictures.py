@@ -24,7 +24,7 @@ def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         return file.image()
     try:
         with Image.open(io.BytesIO(source)) as image:
-            check_size(*image.size, max_pixels)
+            check_size(image.width, image.height, max_pixels)
             return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise unreadable(error) from error

@@ -1,21 +1,24 @@
 """An opened index: its images, and the search among them."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dml.data.index import shortened
-from dml.errors import RunError
-from dml.index.hits import Calibration, Hit, Item
-from dml.index.vectors import GATHER, Vectors, exact_candidates, prepared, scores
+from dml.index.faiss_index import Recipe
+from dml.index.hits import Item
+from dml.index.searchable import Searchable
+from dml.index.vectors import GATHER, Vectors, exact_candidates, scores
 
 SPARE = 8  # candidates beyond k, so that rounding in Faiss loses none at the end of the list
 WIDEN = 4  # how many times deeper to look where removed images took up the list
 
 
-class Index:
+class Index(Searchable):
     """Images on disk, searchable by embedding.
 
     Nothing changes after opening: every method may be called from several threads at once.  Scores are
@@ -32,16 +35,9 @@ class Index:
         removed: np.ndarray,
         faiss_index: Any,
     ):
-        self.path, self.manifest = directory, manifest
-        self.dim: int = manifest["dim"]
-        self.similarity: str = manifest["similarity"]
-        self.kind: str = manifest["search"]["kind"]
+        super().__init__(directory, manifest)
         self.faiss_index, self._vectors = faiss_index, vectors
         self.refine: int = manifest["search"]["refine"]
-        self.calibration = calibration_of(manifest)
-        encoder = manifest["encoder"] or {}
-        self.encoder_fingerprint: str | None = encoder.get("fingerprint")
-        self.encoder_path: str | None = encoder.get("path")
         self._roots = [root for root, _, _ in items]
         self._segment = np.repeat(np.arange(len(items)), [len(paths) for _, paths, _ in items])
         self._paths = [path for _, paths, _ in items for path in paths]
@@ -53,10 +49,9 @@ class Index:
         self._codes = np.array(
             [-1 if label is None else number[label] for label in labels], dtype=np.int64
         )
-        self.labels = [self._class_names[code] for code in np.unique(self._live_codes()) if code >= 0]
-        self._rows: dict[tuple[Path | None, str], int] = {
-            (self._roots[self._segment[row]], self._paths[row]): int(row) for row in self.live_rows()
-        }
+        self.labels = [
+            self._class_names[code] for code in np.unique(self._live_codes()) if code >= 0
+        ]
 
     def __len__(self) -> int:
         return int(self._alive.sum())
@@ -71,30 +66,56 @@ class Index:
         """The folders that the images lie in, one for each time some were added."""
         return self._roots
 
+    @property
+    def rows_removed(self) -> int:
+        """Rows of images that were removed and are still stored."""
+        return self.rows - len(self)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether its images are files, and not vectors from elsewhere."""
+        return any(root is not None for root in self._roots)
+
+    def labels_of(self, rows: np.ndarray) -> list[str | None]:
+        """The class of each row."""
+        return [None if code < 0 else self._class_names[code] for code in self._codes[rows]]
+
+    def contradictions(self) -> list[str]:
+        """Numbers that do not fit together, one line each."""
+        counts = {
+            "index.json": self.manifest["rows"],
+            "paths": len(self._paths),
+            "labels": len(self._codes),
+            "vectors": len(self._vectors),
+        }
+        if self.faiss_index is not None:
+            counts["the Faiss index"] = self.faiss_index.ntotal
+        if len(set(counts.values())) > 1:
+            return [f"  {name}: {count:,} rows" for name, count in counts.items()]
+        return []
+
     def live_rows(self) -> np.ndarray:
         """Rows of the searchable images, ascending, int64."""
         return np.flatnonzero(self._alive)
 
-    def class_codes(self, rows: np.ndarray) -> np.ndarray:
-        """A number for the class of each row, int64 [n]; -1: no label."""
-        return self._codes[rows]
-
     def _live_codes(self) -> np.ndarray:
         return self._codes[self._alive]
 
-    def check_encoder(self, encoder: Any) -> None:
-        """Raise RunError if the index was built by another encoder, or by none."""
-        if self.encoder_fingerprint is None:
-            raise RunError(
-                f"{self.path} holds embeddings from elsewhere; which encoder made them is not recorded. "
-                "Search it by embeddings: query=FILE.npy."
-            )
-        if encoder.fingerprint != self.encoder_fingerprint:
-            raise RunError(
-                f"{self.path} was built by another encoder: fingerprint {self.encoder_fingerprint[:12]}, "
-                f"and this one has {encoder.fingerprint[:12]}. Embeddings of two encoders do not compare. "
-                f"Use the bundle it was built with ({self.encoder_path}), or build the index again."
-            )
+    def searched_with(self, faiss_index: Any, recipe: Recipe, parameters: str) -> "Index":
+        """The same images searched by another Faiss index over all rows, for trying one out."""
+        trial = copy(self)
+        told = {"kind": recipe.kind, "factory": recipe.factory, "parameters": parameters}
+        trial.manifest = {**self.manifest, "search": {**self.manifest["search"], **told}}
+        trial.kind, trial.refine, trial.faiss_index = recipe.kind, recipe.refine, faiss_index
+        return trial
+
+    @cached_property
+    def _rows(self) -> dict[tuple[Path | None, str], int]:
+        """Folder and path -> row, of searchable images."""
+        return {
+            (self._roots[self._segment[row]], self._paths[row]): int(row)
+            for row in self.live_rows()
+        }
 
     # -- images
 
@@ -172,40 +193,6 @@ class Index:
                 whole[part, : piece.shape[1]] = piece
         return found
 
-    def hits(
-        self,
-        embeddings: np.ndarray,
-        k: int,
-        where: str | None = None,
-        exclude: np.ndarray | None = None,
-    ) -> list[list[Hit]]:
-        """`search` with the images and whether each is the same thing as its query."""
-        return self.as_hits(*self.search(embeddings, k, where, exclude))
-
-    def as_hits(self, found: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
-        """Scores and rows of a search, [q, k] both, as hits."""
-        threshold = None if self.calibration is None else self.calibration.threshold
-        answers = []
-        for near, numbers in zip(found, rows, strict=True):
-            hits = []
-            for rank, item in enumerate(self.items(numbers[numbers >= 0]), 1):
-                score = float(near[rank - 1])
-                same = None if threshold is None else bool(score >= threshold)
-                hits.append(Hit(rank, score, item.row, item.path, item.label, item.file, same))
-            answers.append(hits)
-        return answers
-
-    def checked_queries(self, embeddings: np.ndarray) -> np.ndarray:
-        """Embeddings [q, dim] ready to be compared.  Raises ValueError: another dimension, NaN, infinity."""
-        embeddings = np.asarray(embeddings)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise ValueError(
-                f"queries have shape {list(embeddings.shape)}; this index holds [n, {self.dim}]"
-            )
-        if not np.isfinite(embeddings).all():
-            raise ValueError("queries hold NaN or infinity")
-        return prepared(embeddings, self.similarity)
-
     def _nearest(
         self, queries: np.ndarray, k: int, rows: np.ndarray | None, out: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -271,12 +258,3 @@ def inside(root: Path | None, path: str) -> Path | None:
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long
         return None
     return file if file.is_relative_to(root) and file.is_file() else None
-
-
-def calibration_of(manifest: Mapping[str, Any]) -> Calibration | None:
-    """The threshold that index.json records."""
-    found = manifest["calibration"]
-    if found is None:
-        return None
-    intervals = {name: tuple(found[name]) for name in ("fmr_interval", "fnmr_interval")}
-    return Calibration(**{**found, **intervals})

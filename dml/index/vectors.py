@@ -61,7 +61,7 @@ def scores(queries: np.ndarray, vectors: np.ndarray, similarity: str) -> np.ndar
     """
     if similarity == "euclidean":
         apart = vectors - queries[:, None]
-        return -np.sqrt(np.einsum("qkd,qkd->qk", apart, apart))
+        return 0.0 - np.sqrt(np.einsum("qkd,qkd->qk", apart, apart))  # never -0.0
     return np.einsum("qkd,qd->qk", vectors, queries)
 
 

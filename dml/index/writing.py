@@ -53,7 +53,9 @@ def create(
     }
     try:
         manifest["segments"] = [segment(directory, source, vectors, facts)]
-        index = faiss_index.build(recipe, Vectors([vectors], vectors.shape[1]), similarity, progress)
+        index = faiss_index.build(
+            recipe, Vectors([vectors], vectors.shape[1]), similarity, progress
+        )
         manifest["search"] = searching(directory, recipe, index, len(vectors), facts)
         files.commit(directory, manifest)
     except OSError as error:
@@ -82,7 +84,9 @@ def append(index: Index, source: Source) -> None:
             manifest["search"] = {**index.manifest["search"], "file": name}
         files.commit(index.path, manifest)
     except OSError as error:
-        remove_files(index.path, {n: f for n, f in facts.items() if n not in index.manifest["files"]})
+        remove_files(
+            index.path, {n: f for n, f in facts.items() if n not in index.manifest["files"]}
+        )
         raise unwritten(index.path, error, "The index is as it was.") from error
 
 
@@ -95,7 +99,9 @@ def remove(index: Index, rows: np.ndarray) -> None:
     gone = np.setdiff1d(np.arange(index.rows), np.setdiff1d(index.live_rows(), rows))
     try:
         name = files.write_removed(index.path, gone, facts)
-        files.commit(index.path, {**index.manifest, "files": facts, "removed": name, "measured": None})
+        files.commit(
+            index.path, {**index.manifest, "files": facts, "removed": name, "measured": None}
+        )
     except OSError as error:
         raise unwritten(index.path, error, "The index is as it was.") from error
 
@@ -118,7 +124,9 @@ def rebuild(index: Index, recipe: Recipe, progress: Progress) -> None:
                 continue
             root = None if segment_before["root"] is None else Path(segment_before["root"])
             items = index.items(rows)
-            source = Source(root, [i.path for i in items], [i.label for i in items], index.vectors(rows))
+            source = Source(
+                root, [i.path for i in items], [i.label for i in items], index.vectors(rows)
+            )
             segments.append(segment(index.path, source, source.embeddings, facts))
         arrays = [np.load(index.path / s["vectors"], mmap_mode="r") for s in segments]
         made = faiss_index.build(recipe, Vectors(arrays, index.dim), index.similarity, progress)
