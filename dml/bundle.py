@@ -21,14 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dml import bundle_format
-from dml.bundle_format import CARD, DESCRIPTION, PROBE, WEIGHTS, BundleError, Description
+from dml.bundle_format import CARD, DESCRIPTION, HUB, PROBE, WEIGHTS, BundleError, Description
 from dml.data.decode import ImageFile, UnreadableImage, to_rgb
 from dml.data.preprocess import Preprocess
 from dml.encoder import Encoder, Head, Trunk, pooled_features
 from dml.errors import ConfigurationError
 from dml.types import Embeddings
 
-HUB = "hf://"
 LEAST_COSINE = 0.999  # of the probe's embedding to the one in the bundle
 LENGTHS = 0.01  # by which the two may differ in length, as a share; matters where it is not 1
 LARGEST_PROBE = 1 << 24  # bytes, of each array

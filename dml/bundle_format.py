@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from dml.errors import RunError
 
 FORMAT_VERSION = 1
+HUB = "hf://"  # before owner/name of a bundle on the Hugging Face Hub
 DESCRIPTION, WEIGHTS, PROBE, CARD = "encoder.json", "weights.safetensors", "probe.npz", "README.md"
 LARGEST_DESCRIPTION = 1 << 20  # bytes
 

@@ -85,9 +85,10 @@ class StopOnSignal(Callback):
         Not after the last step of an epoch: Lightning would leave out that epoch's validation when it
         resumes, and with it perhaps the best weights.
         """
-        if self.agreed() is not None and not trainer.is_last_batch:
+        received = self.agreed()
+        if received is not None and not trainer.is_last_batch:
             trainer.save_checkpoint(self.checkpoint)
-            raise Interrupted(self.received, self.checkpoint)
+            raise Interrupted(received, self.checkpoint)
 
 
 class EpochLines(Callback):

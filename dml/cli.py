@@ -17,6 +17,7 @@ from dml.errors import ConfigurationError, Problem, RunError
 log = logging.getLogger("dml")
 
 FAILED, WRONG_CONFIGURATION = 1, 2
+SEVERAL = ("-m", "--multirun")  # several runs
 HYDRA_FLAGS = (
     "--help",
     "-h",
@@ -80,21 +81,25 @@ def search() -> None:
 def exit_with(command: Callable[[list[str]], int]) -> None:
     """Run a command; turn the errors that users can meet into messages and exit codes."""
     set_up_log()
+    sys.exit(exit_code(command, sys.argv[1:]))
+
+
+def exit_code(command: Callable[[list[str]], int], words: list[str]) -> int:
+    """What a command returns, or what its error means, which goes to the log."""
     try:
-        code = command(sys.argv[1:])
+        return command(words)
     except ConfigurationError as error:
         log.error("%s", error)
-        code = WRONG_CONFIGURATION
+        return WRONG_CONFIGURATION
     except RunError as error:
         log.error("Error: %s", error)
-        code = FAILED
+        return FAILED
     except Exception:  # no user's mistake; said here so that the run's log has it, too
         log.exception("Error, not foreseen:")
-        code = FAILED
+        return FAILED
     except KeyboardInterrupt:
         log.error("Stopped.")
-        code = 130
-    sys.exit(code)
+        return 130
 
 
 def train_command(words: list[str]) -> int:
@@ -108,9 +113,9 @@ def train_command(words: list[str]) -> int:
             print
         )()
         return 0
-    from dml import sweep
+    if any(word in SEVERAL or compose.around(word) for word in words):
+        from dml import sweep
 
-    if sweep.asked_for(words):
         return sweep.run(words)
     composed, index = checked(words)
     if composed.config.dry_run:

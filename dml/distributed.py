@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -77,7 +78,7 @@ def joined(config: DictConfig) -> Iterator[None]:
 
 def speak_torchrun(here: Place) -> None:
     """Put into torchrun's variables what Slurm's say."""
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
     address = os.environ.get("MASTER_ADDR", slurm.main_address)
@@ -96,7 +97,7 @@ def speak_torchrun(here: Place) -> None:
 def join(config: DictConfig, here: Place) -> None:
     """Find the others.  Tensors on GPUs travel by NCCL, those of the CPU by Gloo."""
     backend, devices = "gloo", config.trainer.devices
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+    if on_gpus(config):
         device = here.local_rank if isinstance(devices, int | str) else devices[here.local_rank]
         found = torch.cuda.device_count()
         if device >= found:
@@ -104,16 +105,19 @@ def join(config: DictConfig, here: Place) -> None:
             raise ConfigurationError([Problem(f"trainer.devices={devices}", what)])
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    meeting: dict[str, Any] = {}
-    if STORE in os.environ:
-        meeting["store"] = dist.FileStore(os.environ[STORE], here.world_size)
+    meeting = f"file://{os.environ[STORE]}" if STORE in os.environ else "env://"
     dist.init_process_group(
         backend,
+        meeting,
         rank=here.rank,
         world_size=here.world_size,
         timeout=timedelta(seconds=config.trainer.timeout),
-        **meeting,
     )
+
+
+def on_gpus(config: DictConfig) -> bool:
+    """Whether the processes train on GPUs, one each."""
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def failed_before(here: Place, error: Exception) -> tuple[int, str] | None:
@@ -312,10 +316,10 @@ class _SumOfAll(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's layer, with statistics of the global batch; on the CPU too, where torch's does not work.
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm with statistics of the global batch, for the CPU, where torch's SyncBatchNorm does not work.
 
-    act, drop: what timm's BatchNormAct2d does after normalising (torch's own conversion loses both).
+    act, drop: what timm's BatchNormAct2d does after normalising.
     """
 
     def __init__(self, layer: _BatchNorm):
@@ -333,21 +337,24 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """[n, c, ...] to the same shape."""
-        if self.training and not input.is_cuda:
-            return self.act(self.drop(self.normalised(input)))
-        return self.act(self.drop(super().forward(input)))
+        normalised = self.normalised(input) if self.training else super().forward(input)
+        return self.act(self.drop(normalised))
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes after the first two."""
 
     def normalised(self, features: Tensor) -> Tensor:
         """Ioffe and Szegedy's equations over the global batch."""
         x = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        count = sum(of_all(x.numel() // x.shape[1]))
-        mean = _SumOfAll.apply(x.sum(axes)) / count
+        own = x.new_tensor([x.numel() // x.shape[1]])
+        sums = _SumOfAll.apply(torch.cat([x.sum(axes), own]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = x - mean.view(shape)
         variance = _SumOfAll.apply(centred.square().sum(axes)) / count
         if self.track_running_stats:
-            self.update(mean.detach(), variance.detach() * count / max(count - 1, 1))
+            self.update(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         x = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             x = x * self.weight.view(shape) + self.bias.view(shape)
@@ -365,16 +372,20 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             kept.lerp_(new.to(kept.dtype), weight)
 
 
-def synchronised(module: nn.Module) -> None:
+def synchronised(module: nn.Module, config: DictConfig) -> None:
     """Let every BatchNorm within take its statistics from the global batch.  Nothing to do alone.
 
-    Names and tensors of the state dict stay as they are.
+    On GPUs by torch's layer, in timm's conversion: torch's own, and so Lightning's sync_batchnorm, drops
+    the activation that timm's BatchNormAct2d ends in.  Names and tensors of the state dict stay.
     """
     if world_size() == 1:
         return
+    if on_gpus(config):
+        convert_sync_batchnorm(module)
+        return
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm):
+            if isinstance(layer, _BatchNorm):
                 setattr(parent, name, SyncBatchNorm(layer))
 
 
@@ -390,7 +401,7 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
         devices = [int(device) for device in devices]
     if here.world_size == 1:
         return {"devices": devices}
-    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from pytorch_lightning.strategies import DDPStrategy
 
     strategy = DDPStrategy(

@@ -38,6 +38,7 @@ HELP = """Evaluate encoders and embeddings, and compare runs.
   dml-eval experiment=zero_dino_vits16_cub200 data.root=DIR
                                                   an experiment without training
   dml-eval backbone=timm backbone.name=vit_small_patch16_224 head.pooling=native data=...
+  dml-eval encoder=BUNDLE data=...                an exported encoder, with its own preprocessing
   dml-eval embeddings_file=FILE.npz               arrays embeddings [n, d], labels [n]; where wanted
                                                   ids [n], is_query [n]; also .parquet
   dml-eval embeddings_file=FILE.npy labels=FILE   labels: .npy, or .csv with a column label
@@ -74,7 +75,9 @@ def run(words: list[str]) -> int:
         result, name = evaluate_file(request.embedded, request), f"evaluation_{request.data}"
     else:
         result, name = evaluate_encoder(request), f"evaluation_{request.data}_{request.split}"
-    log.info("Written: %s", record.write_json(result, request.out() / f"{name}.json"))
+    log.info(
+        "Written: %s", record.write_json(record.sealed(result), request.out() / f"{name}.json")
+    )
     return 0
 
 
@@ -83,8 +86,12 @@ def evaluate_encoder(request: Request) -> dict[str, Any]:
     from dml import measure
 
     (subject,) = request.subjects
-    embedded, told = measure.embed_images(subject.run, subject.config, subject.index, request.split)
-    if subject.run is None:
+    embedded, told = measure.embed_images(
+        subject.run, subject.config, subject.index, request.split, bundle=subject.bundle
+    )
+    if subject.bundle is not None:
+        what, name = {"encoder": subject.bundle}, "exported"
+    elif subject.run is None:
         backbone = build.plain(subject.config.backbone)
         what = {"backbone": backbone, "head": build.plain(subject.config.head)}
         what |= experiment_entries(subject.config)
@@ -191,6 +198,7 @@ def evaluate_runs(request: Request) -> dict[str, Any]:
     tables.runs(names, spreads)
     what = {
         "runs": dict(zip(names, metrics, strict=True)),
+        "records": {str(s.run): record.read(s.run)[record.SEAL] for s in request.subjects if s.run},
         "separated": {name: dataclasses.asdict(found) for name, found in spreads.items()},
         "data": told["data"],
         "class_disjoint": told["class_disjoint"],

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from dml import build, embedding_files, post_options, record
+from dml import build, bundle_format, embedding_files, post_options, record
 from dml.config import check, compose
 from dml.data.index import SPLITS, ImageIndex
 from dml.embedding_files import Embedded
-from dml.errors import ConfigurationError, Problem
+from dml.errors import ConfigurationError, Problem, RunError
 from dml.evaluation.names import parse
 
 IMAGES = ("data", "split", "loader", "evaluation")
@@ -24,6 +24,7 @@ POST = ("post", "compress")
 # What is evaluated -> the options that go with it.
 SOURCES = {
     "run": (*IMAGES, *POST, *FILES),
+    "encoder": (*IMAGES, *POST, *FILES),
     "runs": (*IMAGES, *FILES),
     "compare": (*IMAGES, "resamples", "seed", "out"),
     "backbone": ("head", *IMAGES, *POST, *FILES),
@@ -33,18 +34,23 @@ SOURCES = {
         *("train_embeddings", *POST, *FILES),
     ),
 }
-PATHS = ("run", "embeddings_file", "labels", "train_embeddings", *FILES)
+PATHS = ("run", "encoder", "embeddings_file", "labels", "train_embeddings", *FILES)
 LISTS = {"runs": "two or more", "compare": "two"}
 CHOICES = {"split": (*SPLITS, "all"), "similarity": embedding_files.SIMILARITIES}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and the images it is to embed; run None: the backbone of `config` as it comes."""
+    """An encoder and the images it is to embed.
+
+    The encoder is that of a run, or of a bundle (a directory, or hf://owner/name); both None: the backbone
+    of `config` as it comes.
+    """
 
     run: Path | None
     config: DictConfig
     index: ImageIndex
+    bundle: str | None = None
 
 
 @dataclass
@@ -85,6 +91,8 @@ class Request:
 def checked(words: list[str]) -> Request:
     """Compose and check a command line.  Raises ConfigurationError with all that is wrong."""
     source, legal, problems = sorted_out(words)
+    if source == "backbone" and not any(word.startswith("head=") for word in legal):
+        legal.insert(0, "head=none")  # a timm model off the shelf: its pooled features
     composed, found = compose.compose_all([in_quotes(word) for word in legal], "eval")
     request = Request(source, composed.config)
     problems += found + option_problems(composed.config)
@@ -95,7 +103,7 @@ def checked(words: list[str]) -> Request:
         request.embedded, found = read_file(path, request)
         problems += found
     elif source:
-        for directory in [None] if source in ("backbone", "experiment") else runs:
+        for directory in [None] if source in ("backbone", "experiment", "encoder") else runs:
             subject, found = subject_of(directory, legal, source, problems)
             problems += found
             request.subjects += [subject] if subject else []
@@ -127,7 +135,7 @@ def sorted_out(words: list[str]) -> tuple[str, list[str], list[Problem]]:
             legal.append(word)
     if not sources:
         what = "what is to be evaluated: which run? Add run=DIR, the directory of a finished run,\n"
-        what += "or backbone=NAME, embeddings_file=FILE, runs=[DIR,...], compare=[DIR,DIR]."
+        what += "or encoder=BUNDLE, backbone=NAME, embeddings_file=FILE, runs=[DIR,...], compare=[DIR,DIR]."
         problems.append(Problem("dml-eval", what))
     elif not source:
         what = (
@@ -214,7 +222,10 @@ def subject_of(
     composed, found = compose.compose_all([*kept, *map(in_quotes, words)], "eval")
     config = composed.config
     data_found = check.node_problems(config, "data")
-    if run is None:
+    bundle = config.encoder if source == "encoder" else None
+    if bundle is not None:
+        found += bundle_problems(bundle)
+    elif run is None:
         found += [p for group in ("backbone", "head") for p in check.node_problems(config, group)]
         if build.schema_of(config, "head").embeds and config.experiment is not None:
             what = f"trains an encoder. Train it: dml-train experiment={config.experiment} ..., and then\n"
@@ -234,7 +245,18 @@ def subject_of(
         return None, error.problems + found
     everything = np.arange(len(index.labels))
     index = dataclasses.replace(index, splits={**index.splits, "all": everything})
-    return Subject(run, config, index), found
+    return Subject(run, config, index, bundle), found
+
+
+def bundle_problems(name: str) -> list[Problem]:
+    """Why a directory is no bundle of an encoder; one on a hub is looked at when it is downloaded."""
+    if name.startswith(bundle_format.HUB):
+        return []
+    try:
+        bundle_format.read(Path(name).expanduser())
+    except RunError as error:
+        return [Problem(f"encoder={name}", str(error))]
+    return []
 
 
 def own_words(run: Path, words: list[str]) -> list[str]:
@@ -280,13 +302,13 @@ def data_problems(request: Request) -> list[Problem]:
 
 def post_problems(request: Request) -> list[Problem]:
     """What is wrong with the steps after the encoder."""
-    embedded, run, apart = request.embedded, None, True  # until the data are known
+    embedded, run, bundle, apart = request.embedded, None, None, True  # until the data are known
     if embedded is not None:
         apart = embedded.is_query is not None
     elif request.subjects:
-        run = request.subjects[0].run
+        run, bundle = request.subjects[0].run, request.subjects[0].bundle
         apart = request.subjects[0].index.part(request.split).is_query is not None
-    found = post_options.problems(request.config, run, embedded, apart)
+    found = post_options.problems(request.config, run, bundle, embedded, apart)
     file = request.config.train_embeddings
     if file is not None and Path(file).suffix not in (".npz", ".parquet"):
         found.append(Problem(f"train_embeddings={file}", "must end in .npz or .parquet."))

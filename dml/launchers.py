@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dml import record
 from dml.errors import RunError
@@ -54,7 +54,9 @@ class Processes:
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped: int | None = None
 
-    def run(self, job: Job, shown: bool = False, **environment: str) -> int:
+    def run(
+        self, job: Job, shown: bool = False, environment: Mapping[str, str] | None = None
+    ) -> int:
         """Run a job to its end; returns its exit code, STOPPED if it was not begun.
 
         shown: it writes to our terminal; else to output.txt in its directory.  environment: variables
@@ -70,7 +72,7 @@ class Processes:
             process = subprocess.Popen(
                 job.command(),
                 cwd=job.cwd,
-                env={**os.environ, **import_path(), **environment},
+                env={**os.environ, **import_path(), **(environment or {})},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -140,10 +142,11 @@ class Joblib:
         def run(job: Job) -> tuple[Job, int]:
             environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
             if not self.devices:
-                return job, processes.run(job, **environment)
+                return job, processes.run(job, environment=environment)
             device = free.get()
             try:
-                return job, processes.run(job, CUDA_VISIBLE_DEVICES=str(device), **environment)
+                own = environment | {"CUDA_VISIBLE_DEVICES": str(device)}
+                return job, processes.run(job, environment=own)
             finally:
                 free.put(device)
 
@@ -151,7 +154,7 @@ class Joblib:
         parallel = joblib.Parallel(
             at_once, backend="threading", pre_dispatch="n_jobs", return_as="generator_unordered"
         )
-        yield from parallel(joblib.delayed(run)(job) for job in jobs)
+        yield from cast(Started, parallel(joblib.delayed(run)(job) for job in jobs))
 
 
 class Remote:
@@ -278,11 +281,11 @@ class Submitted:
 
 def exit_code(job: Job, handle: Any) -> int:
     """What a job of submitit returned; 1, with submitit's words in output.txt, if it did not."""
-    import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
         return handle.result()
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
+    except (FailedJobError, UncompletedJobError) as error:
         with (Path(job.directory) / OUTPUT).open("a") as file:
             file.write(f"{error}\n")
         return 1

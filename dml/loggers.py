@@ -1,17 +1,27 @@
 """Where curves and results go: metrics.csv always; Weights & Biases or TensorBoard where chosen."""
 
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dml import build, distributed, record, tables
+from dml.data.index import ImageSet
+from dml.data.preprocess import Preprocess
+from dml.embedding_files import Embedded
+from dml.report import gallery
+from dml.report.page_pictures import thumbnail
 
 WANDB_ID = "wandb_id.txt"  # which run of W&B a run directory is, for when it is resumed
+NEAREST, SIDE, FRAME = 8, 96, 3  # images of a query, and their pixels
 TENSORBOARD = "tensorboard"  # the folder of event files within a run directory
 
 
@@ -60,12 +70,10 @@ def metrics_csv(run_dir: Path, resumed: bool) -> CSVLogger:
 
 def wandb_logger(config: DictConfig, run_dir: Path, resumed: bool) -> WandbLogger:
     """A run of W&B; a resumed run goes on with the one it began."""
-    import wandb
-
     options, kept = config.logger, run_dir / WANDB_ID
     if not (resumed and kept.exists()):
         with record.aside(kept) as file:
-            file.write(wandb.util.generate_id().encode())
+            file.write(secrets.token_hex(4).encode())
     return WandbLogger(
         name=run_dir.name,
         id=kept.read_text(),
@@ -78,12 +86,49 @@ def wandb_logger(config: DictConfig, run_dir: Path, resumed: bool) -> WandbLogge
     )
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """What pictures of queries are made of: embeddings of the test images, and how the encoder sees them."""
+
+    embedded: Embedded
+    images: ImageSet
+    preprocess: Preprocess
+
+    def rows(self, count: int) -> dict[str, list[tuple[Image.Image, str]]]:
+        """`count` random queries and as many of the worst, a picture and a caption each."""
+        found, labels = gallery.neighbours(self.embedded, NEAREST), self.embedded.labels
+        chosen = {
+            "random": gallery.random_queries(found, count, seed=0),
+            "worst": gallery.extreme_queries(found, labels, count, best=False),
+        }
+        return {
+            name: [self.row(int(found.query[q]), found.nearest[q]) for q in queries]
+            for name, queries in chosen.items()
+        }
+
+    def row(self, query: int, nearest: np.ndarray) -> tuple[Image.Image, str]:
+        """A query, then its nearest images, best first: framed green where the class is right, else red."""
+        labels, paths = self.embedded.labels, self.embedded.paths
+        assert paths is not None
+        shown = [query, *(int(position) for position in nearest if position >= 0)]
+        step = SIDE + 2 * FRAME
+        picture = Image.new("RGB", (step * len(shown), step), "white")
+        for place, position in enumerate(shown):
+            right = labels[position] == labels[query]
+            colour = "#3b6ea5" if place == 0 else "#2e8b57" if right else "#c0392b"
+            tile = Image.new("RGB", (step, step), colour)
+            path = self.images.root / str(paths[position])
+            small = thumbnail(path, self.preprocess, SIDE).resize((SIDE, SIDE))
+            tile.paste(small, (FRAME, FRAME))
+            picture.paste(tile, (place * step, 0))
+        names = [self.images.class_names[labels[position]] for position in shown]
+        return picture, f"{names[0]}; nearest: {', '.join(names[1:])}"
+
+
 def results(
-    loggers: Sequence[Logger],
-    result: Mapping[str, Any],
-    run_dir: Path,
+    loggers: Sequence[Logger], result: Mapping[str, Any], run_dir: Path, shown: Gallery
 ) -> None:
-    """What came out: the metrics of every evaluation; for W&B the record as an artifact."""
+    """What came out: the metrics of every evaluation; for W&B the record as an artifact, and pictures."""
     values = {
         f"{which}/{name}": value
         for which, metrics in result["metrics"].items()
@@ -99,3 +144,7 @@ def results(
             artifact = wandb.Artifact(f"record-{logger.experiment.id}", type="record")
             artifact.add_file(str(run_dir / record.FILE))
             logger.experiment.log_artifact(artifact)
+            pictures = shown.rows(count) if (count := result["config"]["logger"]["gallery"]) else {}
+            for name, rows in pictures.items():
+                images = [wandb.Image(picture, caption=caption) for picture, caption in rows]
+                logger.experiment.log({f"gallery/{name}": images})

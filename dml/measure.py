@@ -1,9 +1,7 @@
 """Embed images with an encoder, and evaluate the embeddings: what a run does at its end, and dml-eval."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,21 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import track
 from torch import Tensor
 
 from dml import build, distributed, record
+from dml.bundle import load_encoder
 from dml.data.images import BadImages
 from dml.data.index import SPLITS, ImageIndex, ImageSet
 from dml.data.loaders import eval_loader
 from dml.data.preprocess import Preprocess
+from dml.data.progress import share_bar
 from dml.embedding_files import Embedded
 from dml.encoder import Encoder
 from dml.errors import RunError
 from dml.evaluation import Result, evaluate_detailed
 from dml.evaluation.views import averaged
-
-BAR_AFTER = 2.0  # seconds; a bar that flashes by tells nobody anything
 
 
 def evaluation_options(config: DictConfig, similarity: str) -> dict[str, Any]:
@@ -171,27 +169,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def share_bar(description: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr for work of some seconds, hidden where that is no terminal.
-
-    Yields what tells it the share that is done.
-    """
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task, begun = progress.add_task(description, total=1.0), time.monotonic()
-
-    def tell(share: float) -> None:
-        if time.monotonic() - begun > BAR_AFTER:
-            progress.start()
-        progress.update(task, completed=share)
-
-    try:
-        yield tell
-    finally:
-        progress.stop()
-
-
 def load_encoder_weights(encoder: Encoder, checkpoint: Path, *, averaged: bool = True) -> None:
     """Encoder weights out of a training checkpoint, strictly.
 
@@ -252,13 +229,20 @@ def embed_images(
     index: ImageIndex,
     split: str,
     views: Sequence[Callable[[Tensor], list[Tensor]]] = (),
+    *,
+    bundle: str | None = None,
 ) -> tuple[Embedded, dict[str, Any]]:
-    """Embed one split with the encoder of a run, or (run None) with the backbone of `config`.
+    """Embed one split with the encoder of a run or of a bundle, or (both None) the backbone of `config`.
 
     config: what `data` and `loader` to use.  views: test-time augmentation.  Returns the
     embeddings and what a record says of them.
     """
-    if run is None:
+    fingerprint = {}
+    if bundle is not None:
+        exported = load_encoder(bundle)
+        encoder, similarity = exported.model, exported.geometry
+        fingerprint = {"fingerprint": exported.fingerprint}
+    elif run is None:
         encoder, similarity = build.encoder(config, normalize=True), "cosine"
     else:
         encoder, similarity = run_encoder(run)
@@ -269,7 +253,7 @@ def embed_images(
         *(config, index, split, {"encoder": averaged(encoder, views) if views else encoder}),
         *(encoder.preprocess, device, bad_images),
     )
-    told = {
+    told = fingerprint | {
         "data": describe_data(index, bad_images),
         "class_disjoint": index.class_disjoint,
         "preprocess": encoder.preprocess.as_dict(),

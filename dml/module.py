@@ -37,8 +37,8 @@ class DmlModule(pl.LightningModule):
     batch_chunks: into how many parts a batch is cut to be embedded (dml/chunks.py).  compiled: whether
     training embeds through torch.compile.  sam_rho: radius of sharpness-aware minimisation (dml/sam.py).
     gathers: whether each of several processes compares the whole batch, or its own part alone
-    (dml/distributed.py).  averaging: of the weights (dml/averaging.py); the averages are then what `val/` metrics are of, and
-    `val_plain/` those of the weights of now.
+    (dml/distributed.py).  averaging: of the weights (dml/averaging.py); the averages are then what `val/`
+    metrics are of, and the weights of now what `val_plain/` ones are.
     """
 
     def __init__(
@@ -122,7 +122,13 @@ class DmlModule(pl.LightningModule):
             raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
         if not self.second_pass:
             self.log("train/loss", shown, prog_bar=True, batch_size=sum(rows))
+            self.log_dict(self.rates())
         return loss
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of this step, as `lr/trunk`, `lr/head` ..."""
+        groups = self.trainer.optimizers[0].param_groups
+        return {f"lr/{group['name'].removesuffix(' vectors')}": group["lr"] for group in groups}
 
     def loss_of(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor]:
         """(what to differentiate, the loss of the whole batch); rows: images that each process has of it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dml import build, record
+from dml import build, bundle_format, record
 from dml.config import check
 from dml.config.post import PostSchema, order_problems
 from dml.embedding_files import Embedded
@@ -21,11 +21,15 @@ def steps(config: DictConfig) -> dict[str, type[PostSchema]]:
 
 
 def problems(
-    config: DictConfig, run: Path | None, embedded: Embedded | None, queries_apart: bool
+    config: DictConfig,
+    run: Path | None,
+    bundle: str | None,
+    embedded: Embedded | None,
+    queries_apart: bool,
 ) -> list[Problem]:
     """Values out of range, steps that cannot follow each other, and those the data cannot serve.
 
-    run: the run that is evaluated, if one is.  embedded: the embeddings of a file, if there is one.
+    run, bundle: what is evaluated, if it is one of these; one on a hub is not looked at.  embedded: the embeddings of a file, if there is one.
     queries_apart: whether the evaluated data have a gallery apart from the queries.
     """
     chosen = steps(config)
@@ -39,6 +43,8 @@ def problems(
         similarity = embedded.similarity
     elif run is not None:
         similarity = record.read(run)["protocol"]["similarity"]
+    elif bundle is not None and not bundle.startswith(bundle_format.HUB):
+        similarity = bundle_format.read(Path(bundle).expanduser()).geometry
     if similarity != "cosine":
         what = f"compares by cosine, and these embeddings are compared by {similarity}."
         found += [Problem(option, what) for option in options]

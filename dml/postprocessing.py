@@ -99,5 +99,7 @@ def training(request: Request, views: Views = ()) -> Embedded:
 def embedded_again(request: Request, split: str, views: Views) -> Embedded:
     """Embeddings of a split by the encoder that is evaluated, over views of each image."""
     (subject,) = request.subjects
-    found, _ = measure.embed_images(subject.run, subject.config, subject.index, split, views)
+    found, _ = measure.embed_images(
+        subject.run, subject.config, subject.index, split, views, bundle=subject.bundle
+    )
     return replace(found, similarity="cosine")

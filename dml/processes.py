@@ -143,6 +143,8 @@ def start(words: list[str], count: int) -> int:
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads_for(count)),
+            # DistributedDataParallel says at length that it looks for unused parameters in vain.
+            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
             STORE: str(Path(folder) / "store"),
             TYPED: json.dumps(sys.argv),
         }

@@ -30,10 +30,12 @@ from dml.data.images import BadImages
 from dml.data.index import ImageIndex, ImageSet
 from dml.data.loaders import EpochBatches, eval_loader, train_loader
 from dml.data.preprocess import Preprocess
+from dml.embedding_files import Embedded
 from dml.encoder import Encoder
 from dml.errors import RunError
 from dml.hardware import check_hardware
 from dml.log_file import log_to
+from dml.loggers import Gallery
 from dml.measure import (
     before_training,
     describe_data,
@@ -56,7 +58,11 @@ def train(composed: Composed, index: ImageIndex) -> dict[str, Any] | None:
     Raises ConfigurationError before anything is written, RunError or Interrupted after.
     """
     with distributed.joined(composed.config):
-        return train_joined(composed, index)
+        try:
+            return train_joined(composed, index)
+        except Interrupted as stopped:  # all processes stop together; none of them has failed
+            interrupted = stopped
+    raise interrupted
 
 
 def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None:
@@ -69,7 +75,7 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
     with loggers.opened(config, begun.run_dir, checkpoint_path(config) is not None) as opened:
         # Test classes choose nothing: what trains is not given their images.
         fitted = fit(config, begun, index.part("train"), index.part("val"), opened)
-        metrics, protocol = final_evaluation(
+        metrics, protocol, tested = final_evaluation(
             config, index, begun.encoder, fitted.device, begun.bad_images, fitted.plain
         )
         begun.bad_images.skipped = distributed.merged(begun.bad_images.skipped)
@@ -96,7 +102,9 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
             "metrics": metrics,
         }
         record.write(result, begun.run_dir)
-        loggers.results(opened, result, begun.run_dir)
+        assert tested is not None
+        shown = Gallery(tested, index.part("test"), begun.encoder.preprocess)
+        loggers.results(opened, result, begun.run_dir, shown)
     tables.results(result)
     log.info("Record: %s/%s", config.run_dir, record.FILE)
     return result
@@ -148,7 +156,7 @@ def begin(composed: Composed, index: ImageIndex) -> Begun:
     pl.seed_everything(config.seed, verbose=False)
     with distributed.first_here():  # fetches the weights, if they are not there yet
         encoder = build.encoder(config)
-    distributed.synchronised(encoder)
+    distributed.synchronised(encoder, config)
     check_chunks(encoder, config.trainer.batch_chunks)
     loss = build.loss(config)
     run_dir = make_run_dir(composed)
@@ -271,8 +279,8 @@ def fit(
             ckpt_path=None if resumed is None else str(resumed),
             weights_only=True if resumed is not None else None,
         )
-    if stop.agreed() is not None:  # in the last epoch's validation: everything is saved already
-        raise Interrupted(stop.received, stop.checkpoint)
+    if received := stop.agreed():  # in the last epoch's validation: everything is saved already
+        raise Interrupted(received, stop.checkpoint)
     device = trainer.strategy.root_device
     training_seconds = module.training_seconds + time.monotonic() - module.clock
     if trainer.global_step == 0:
@@ -294,8 +302,8 @@ def final_evaluation(
     device: torch.device,
     bad_images: BadImages,
     plain: Encoder | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics of the record and the protocol behind them.
+) -> tuple[dict[str, Any], dict[str, Any], Embedded | None]:
+    """Metrics of the record, the protocol behind them, and the first process's test embeddings.
 
     The test classes are opened here, once, for three encoders: the frozen trunk's pooled features, the
     encoder as initialised and the trained one. The untrained encoder is built again from the seed, as it
@@ -307,6 +315,7 @@ def final_evaluation(
     similarity = build.geometry(config)
     metrics: dict[str, Any] = {"frozen": None, "untrained": None, "val": None, "test": None}
     backends: set[str] = set()
+    tested = None
     splits = {"test": {**before_training(untrained), "test": trained}}
     if len(index.part("val")):
         splits["val"] = {"val": trained}
@@ -320,6 +329,8 @@ def final_evaluation(
             result = measure(replace(embedded, similarity=compared_by), config)
             metrics[name] = result.metrics
             backends.add(result.backend)
+            if name == "test":
+                tested = replace(embedded, similarity=compared_by)
     protocol = {
         "name": config.data.get("protocol", "standard"),
         "fold": config.data.get("fold"),
@@ -333,7 +344,7 @@ def final_evaluation(
         "preprocess": trained.preprocess.as_dict(),
         "training_copies": training_copies(config, trained.preprocess),
     }
-    return metrics, protocol
+    return metrics, protocol, tested
 
 
 def training_copies(config: DictConfig, preprocess: Preprocess) -> dict[str, Any] | None:
@@ -403,7 +414,9 @@ def choose_checkpoint(
         path, rule = Path(best.best_model_path), f"best val/{config.selection.metric}"
     else:
         path, rule = last, "last epoch"
-    if not distributed.from_first(last.exists()):  # training ended within its first epoch (trainer.max_steps)
+    if not distributed.from_first(
+        last.exists()
+    ):  # training ended within its first epoch (trainer.max_steps)
         trainer.save_checkpoint(last)
     load_encoder_weights(encoder, path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -484,6 +497,7 @@ def quieten_libraries() -> None:
     # Several processes: what is logged is the same on all; a part of the network may be frozen later.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     warnings.filterwarnings(
         "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
     )

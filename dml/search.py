@@ -5,6 +5,7 @@ outcome. The study is a file in the search's directory; the same command goes on
 what runs within a trial's own process.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -57,9 +58,9 @@ def run(request: Request, launch: Launch) -> int:
     if problems or more:
         raise ConfigurationError(problems + more)
     words = resting_upon(options, request)
-    config, index = cli.checked([w for w in words if not w.startswith("run_dir=")])
-    distributions, more = resolved(space_, config.config)
-    problems += more + validation_problems(request, config.config, index)
+    composed, index = cli.checked([w for w in words if not w.startswith("run_dir=")])
+    distributions, more = resolved(space_, composed.config)
+    problems += more + validation_problems(request, composed.config, index)
     problems += list(clashes(words, distributions))
     if problems:
         raise ConfigurationError(problems)
@@ -67,9 +68,9 @@ def run(request: Request, launch: Launch) -> int:
     trials = options.trials
     if options.sampler == "grid":
         trials = min(trials, math.prod(len(grid(d)) for d in distributions.values()))
-    metric = config.config.selection.metric
+    metric = composed.config.selection.metric
     directory = directory_for(request, [option_of(request)], "search")
-    if config.config.dry_run:
+    if composed.config.dry_run:
         log.info("Nothing is wrong with this search of %d trials. dry_run=true.", trials)
         return 0
     directory.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def command_problems(request: Request, launch: Launch) -> Iterator[Problem]:
     for word in request.words:
         if key_of(word) == "ckpt_path":
             yield Problem(word, "a search finds the checkpoints of its trials. Drop it.")
+        if key_of(word) == "trainer.devices" and word != "trainer.devices=1":
+            yield Problem(word, "a trial is one process. Drop it.")
     if isinstance(launch, Submitit) and launch.n_jobs is None:
         what = "a trial learns from those before it. Say how many run at a time: launcher.n_jobs=4."
         yield Problem("launcher=submitit", what)
@@ -167,7 +170,8 @@ def resolved(
 def described(key: str, config: DictConfig) -> tuple[Mapping[str, Any], Any]:
     """What the schema says of an option: the metadata of its field (empty: nothing), its type or None."""
     parent, _, leaf = key.rpartition(".")
-    schema = build.schema_of(config, parent) if parent else build.schema_of(config)
+    node = OmegaConf.select(config, parent) if parent else config
+    schema = build.schema_of(node) if OmegaConf.is_config(node) else None
     fields = getattr(schema, "__dataclass_fields__", {})
     if leaf not in fields:
         return {}, None
@@ -241,19 +245,19 @@ def validation_problems(request: Request, config: DictConfig, index: ImageIndex)
 
 
 def check_corners(words: list[str], distributions: Mapping[str, "BaseDistribution"]) -> None:
-    """Check the runs at both ends of every range, and every choice.
+    """Check the run at the low ends of all ranges, that at the high ends, and those of all choices.
 
     Raises ConfigurationError with what is wrong anywhere.
     """
     problems: list[Problem] = []
     plain = [word for word in words if not word.startswith("run_dir=")]
-    middle = {key: ends(d)[0] for key, d in distributions.items()}
-    for key, d in distributions.items():
-        for value in ends(d):
-            try:
-                cli.checked([*plain, *trial_words({**middle, key: value}, distributions)])
-            except ConfigurationError as error:
-                problems += [problem for problem in error.problems if problem not in problems]
+    tried = {key: ends(d) for key, d in distributions.items()}
+    for number in range(max(len(values) for values in tried.values())):
+        corner = {key: values[min(number, len(values) - 1)] for key, values in tried.items()}
+        try:
+            cli.checked([*plain, *trial_words(corner, distributions)])
+        except ConfigurationError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigurationError(problems)
 
@@ -367,14 +371,21 @@ class Searching:
         """Trials that were begun and not ended, then new ones."""
         from optuna.trial import TrialState
 
+        waiting = TrialState.WAITING
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             job = self.job(trial.number, trial.params)
             if (Path(job.directory) / RESULT).exists():  # it ended, and we were gone
                 self.tell(job, 0, quiet=True)
             else:
                 yield self.announced(job, ", resumed")
-        while len(self.study.trials) < self.trials and self.processes.stopped is None:
-            self.study.sampler = self.sampler(len(self.study.trials))
+        while self.processes.stopped is None:
+            trials = self.study.trials
+            number = sum(trial.state != waiting for trial in trials)
+            if number >= self.trials:
+                return
+            if self.options.sampler == "grid" and number == len(trials):
+                self.study.enqueue_trial(self.point(number))
+            self.study.sampler = self.sampler(number)
             trial = self.study.ask(self.distributions)
             yield self.announced(self.job(trial.number, trial.params), "")
 
@@ -399,6 +410,12 @@ class Searching:
         trial = {"directory": str(self.directory.absolute()), "number": number, **pruner}
         return make_job(f"{number + 1}", self.directory / f"trial{number + 1:04}", words, trial)
 
+    def point(self, number: int) -> dict[str, Any]:
+        """A point of the grid, the last option varying fastest."""
+        axes = [grid(d) for d in self.distributions.values()]
+        values = next(itertools.islice(itertools.product(*axes), number, None))
+        return dict(zip(self.distributions, values, strict=True))
+
     def sampler(self, number: int) -> Any:
         """The sampler for the next trial, its seed a function of `search.seed` and the trial alone.
 
@@ -408,10 +425,7 @@ class Searching:
         from optuna import samplers
 
         seed = int(np.random.SeedSequence((self.options.seed, number)).generate_state(1)[0])
-        if self.options.sampler == "grid":
-            points = {key: grid(d) for key, d in self.distributions.items()}
-            return samplers.GridSampler(points, seed=self.options.seed)
-        if self.options.sampler == "random":
+        if self.options.sampler != "tpe":
             return samplers.RandomSampler(seed=seed)
         startup = min(10, max(3, self.trials // 3))  # random ones first, to have something to model
         return samplers.TPESampler(seed=seed, n_startup_trials=startup)
@@ -489,8 +503,13 @@ def study_of(directory: Path, options: DictConfig | Mapping[str, Any]) -> "Study
             n_startup_trials=options["prune_after_trials"],
             n_warmup_steps=options["prune_after_epochs"],
         )
+    # Trials that report at the same time wait for each other, half a minute if need be.
+    waiting = {"connect_args": {"timeout": 30}}
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{(directory / STUDY).absolute()}", engine_kwargs=waiting
+    )
     return optuna.create_study(
-        storage=f"sqlite:///{(directory / STUDY).absolute()}",
+        storage=storage,
         study_name="search",
         direction="maximize",
         pruner=pruner,

@@ -34,21 +34,9 @@ log = logging.getLogger("dml")
 
 FILE = "sweep.json"
 TABLE = "sweep.csv"
-FLAGS = ("-m", "--multirun")
 SEED = "seed"  # the option over which means are taken
 LONGEST_NAME = 120  # bytes of a job's directory; file systems allow 255
 SPACE = "search.space."
-
-
-def asked_for(words: Sequence[str]) -> bool:
-    """Whether a command line is for several runs, or names an option of such."""
-    return any(word in FLAGS or around(word) is not None for word in words)
-
-
-def around(word: str) -> str | None:
-    """The group that a word belongs to, if it is one of those around the runs: launcher or search."""
-    name = re.split(r"[=.]", word.lstrip("+"), maxsplit=1)[0]
-    return name if name in compose.AROUND else None
 
 
 @dataclass
@@ -86,13 +74,13 @@ def run(words: list[str], launch: Launch | None = None) -> int:
 
 def parsed(words: list[str]) -> Request:
     """Take a command line apart and check what is around the runs.  Raises ConfigurationError."""
-    multirun = any(word in FLAGS for word in words)
-    words = [word for word in words if word not in FLAGS]
+    multirun = any(word in cli.SEVERAL for word in words)
+    words = [word for word in words if word not in cli.SEVERAL]
     space = [word for word in words if word.startswith(SPACE)]
-    outer = [word for word in words if around(word) and word not in space]
-    rest = [word for word in words if not around(word)]
+    outer = [word for word in words if compose.around(word) and word not in space]
+    rest = [word for word in words if not compose.around(word)]
     composed, problems = compose.compose_all(outer, "sweep")
-    searching = next((word for word in words if around(word) == "search"), None)
+    searching = next((word for word in words if compose.around(word) == "search"), None)
     if searching and multirun:
         problems.append(Problem("-m", f"and {searching} exclude each other. Drop one of them."))
     if not searching and not multirun:

@@ -120,6 +120,9 @@ def test_several_runs(runs, tmp_path):
     for name, value in together.items():
         assert found["metrics"][name] == pytest.approx(value, abs=1e-6)
     assert found["dim"] == 2 * parts[0].embeddings.shape[1]
+    # What ties it to its runs where it is kept as evidence.
+    assert found["records"] == {str(d): record.read(d)["sha256"] for d in runs}
+    assert record.seal_problem(found) is None
 
 
 def test_unlike_runs_are_named(runs, tmp_path, caplog):

@@ -52,6 +52,40 @@ def test_every_parameter_is_in_exactly_one_group(encoder):
     assert sorted(grouped) == sorted(id(p) for m in (encoder, loss) for p in m.parameters())
 
 
+def test_layer_decay_slows_the_trunk_from_above():
+    """The last norm at the full rate, each layer below at half of that above."""
+    trunk = Trunk("test_vit", kwargs={"img_size": 32})
+    encoder = Encoder(trunk, Head(pooled_features(trunk, "avg"), 8))
+    rest = {"lr": 1e-4, "head_lr": 1e-3, "weight_decay": 1e-2}
+    groups = parameter_groups(encoder, Circle(), **rest, layer_decay=0.5)
+    depth = len(trunk.model.blocks)
+
+    def rate(module) -> set[float]:
+        return {round(lr / 1e-4, 9) for lr, _, _ in rates(groups, module)}
+
+    assert depth > 1
+    assert rate(trunk.model.norm) == {1}
+    assert [rate(block) for block in trunk.model.blocks] == [
+        {0.5 ** (depth - k)} for k in range(depth)
+    ]
+    assert rate(trunk.model.patch_embed) == {0.5 ** (depth + 1)}
+    assert rates(groups, encoder.head) == {(1e-3, 1e-2, True), (1e-3, 0, False)}
+    assert {decay for _, decay, is_matrix in rates(groups, trunk) if not is_matrix} == {0}
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in encoder.parameters())
+    names = [group["name"] for group in groups]
+    assert len(set(names)) == len(names)  # learning rates are logged by these
+
+
+def test_layer_decay_of_one_changes_no_rate(encoder):
+    rest = {"lr": 1e-4, "head_lr": 1e-3, "weight_decay": 1e-2}
+    with_it = parameter_groups(encoder, Circle(), **rest, layer_decay=1.0)
+    assert {g["lr"] for g in with_it if g["name"].startswith("trunk")} == {1e-4}
+    assert rates(with_it, encoder.trunk) == rates(
+        parameter_groups(encoder, Circle(), **rest), encoder.trunk
+    )
+
+
 def test_a_parameter_outside_trunk_and_head_is_noticed(encoder):
     encoder.stray = nn.Parameter(torch.zeros(1))
     with pytest.raises(AssertionError, match="no optimizer group"):

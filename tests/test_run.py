@@ -376,13 +376,6 @@ def test_early_stopping(tmp_path):
     assert found["checkpoint"]["step"] < 50 * 2
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
-    """Works without a login, and leaves a run that can be synchronised later."""
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    own(made_folder(tmp_path / "images"), tmp_path / "run", "logger=wandb", "logger.mode=offline")
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, cache, tmp_path):
@@ -411,23 +404,3 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, cache, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert record.read(tmp_path / "run")["checkpoint"]["epoch"] >= 1
-
-
-def test_a_sweep_runs_every_job_and_survives_a_failing_one(cache, tmp_path, capsys):
-    folder = tmp_path / "sweep"
-    line = words(cache, folder, "trainer.max_epochs=1", "optimizer.lr=1e-3,1e30")
-    line.append("optimizer.head_lr=${optimizer.lr}")
-    assert cli.sweep(line) == 1
-    assert record.read(folder / "optimizer.lr=0.001")
-    assert not (folder / "optimizer.lr=1e+30" / "record.json").exists()
-    assert "failed" in capsys.readouterr().out
-    before = (folder / "optimizer.lr=0.001" / "record.json").stat().st_mtime_ns
-    cli.sweep([word.replace("1e-3,1e30", "1e-3,2e-3") for word in line])
-    assert (folder / "optimizer.lr=0.001" / "record.json").stat().st_mtime_ns == before
-    assert record.read(folder / "optimizer.lr=0.002")
-
-
-def test_a_sweep_with_a_wrong_job_starts_none(cache, tmp_path):
-    with pytest.raises(ConfigurationError, match="circel"):
-        cli.sweep(words(cache, tmp_path / "sweep", "loss=triplet,circel"))
-    assert not (tmp_path / "sweep").exists()

@@ -7,6 +7,7 @@ import dataclasses
 import netrc
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -214,6 +215,9 @@ def rules(composed: Composed) -> list[Problem]:
                 "Choose one that is, for example selection.metric=recall@1.",
             )
         )
+    if config.logger.name == "tensorboard" and find_spec("tensorboard") is None:
+        what = "needs tensorboard, which is not installed.\npip install 'dml[tensorboard]'"
+        found.append(Problem(words(composed, "logger"), what))
     if config.logger.name == "wandb" and config.logger.mode == "online" and not wandb_login():
         found.append(
             Problem(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import cast
 
@@ -77,8 +77,9 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no configs/train.yaml in {package} or beside it: broken installation")
 
 
+@cache
 def register() -> None:
-    """Tell Hydra and OmegaConf about our schemas and interpolations. May be called again."""
+    """Tell Hydra and OmegaConf about our schemas and interpolations, once in a process."""
     schema.register()
     OmegaConf.register_new_resolver("metrics_for", metrics_for, replace=True)
     OmegaConf.register_new_resolver("at_most", at_most, replace=True)
@@ -122,6 +123,12 @@ def hydra_loader() -> Iterator[ConfigLoader]:
 def at_most(wanted: int, available: int | None) -> int:
     """`wanted`, or all there are where that is less; None: not yet counted."""
     return wanted if available is None else min(wanted, available)
+
+
+def around(word: str) -> str | None:
+    """The group that a word belongs to, if it is one of those around the runs: launcher or search."""
+    name = re.split(r"[=.]", word.lstrip("+"), maxsplit=1)[0]
+    return name if name in AROUND else None
 
 
 def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
@@ -229,10 +236,14 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
             problem = set_value(config, override)
             problems += [problem] if problem else []
         if "experiment" not in list(config):  # configs/sweep.yaml: no run
-            return Composed(config, list(words), options, config_name, tuple(chosen_groups)), problems
+            return Composed(
+                config, list(words), options, config_name, tuple(chosen_groups)
+            ), problems
         config.experiment = experiment
         if experiment is None and unpin:
-            problems.append(Problem("unpin=true", "of which experiment? Add experiment=..., or drop it."))
+            problems.append(
+                Problem("unpin=true", "of which experiment? Add experiment=..., or drop it.")
+            )
         elif alone is not None and unpin:
             config.claim = None
         elif alone is not None:

@@ -99,7 +99,7 @@ class Search(Checked):
     sampler: str = choice("tpe", "random", "grid")
     pruner: str = choice("median", "none")
     prune_after_trials: int = count(0)  # so many are trained to their end first
-    prune_after_epochs: int = count(0)  # no trial is stopped before
+    prune_after_epochs: int = count(0)  # no trial is stopped before the end of this one
     seed: int = count(0, 2**32 - 1)  # of the sampler
     space: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)

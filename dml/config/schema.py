@@ -284,6 +284,9 @@ class WandbLogger(Logger):
     entity: str | None = None
     group: str | None = None  # a sweep's runs are grouped by its directory unless this is given
     mode: str = choice("online", "offline")
+    gallery: int = count(
+        0
+    )  # queries shown with their nearest images: so many random, so many of the worst
 
 
 @dataclass
@@ -299,7 +302,9 @@ class Claim(Checked):
     known_differences: list[str] = MISSING  # between the published run and this one
     # What of ours is compared: a run, the mean over the folds' models, or their embeddings side by side.
     models: str = choice("single", "separated", "concatenated")
-    others: dict[str, float] = field(default_factory=dict)  # further metrics of the same row, percent
+    others: dict[str, float] = field(
+        default_factory=dict
+    )  # further metrics of the same row, percent
     concatenated: dict[str, float] = field(default_factory=dict)  # of the folds together, percent
 
     def problems(self, prefix: str) -> list[Problem]:
@@ -315,8 +320,8 @@ class Train:
     """The whole configuration."""
 
     experiment: str | None = None  # file of configs/experiment; filled in by compose
-    claim: Claim | None = None
-    pins: list[str] = field(default_factory=list)  # groups and options that the file alone decides
+    claim: Claim | None = MISSING
+    pins: list[str] = MISSING  # groups and options that the file alone decides
     unpin: bool = MISSING
     data: Any = MISSING
     backbone: Any = MISSING
@@ -350,6 +355,7 @@ class Eval(Train):
     """
 
     run: str | None = None
+    encoder: str | None = None
     runs: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=list)
     embeddings_file: str | None = None

@@ -1,5 +1,6 @@
-"""The progress bar of long work on files."""
+"""The progress bars of long work."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+BAR_AFTER = 2.0  # seconds; a bar that flashes by tells nobody anything
 
 
 @contextmanager
@@ -30,3 +33,24 @@ def byte_bar(description: str, total: int | None) -> Iterator[Callable[[int], No
     ) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def share_bar(description: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr for work of some seconds, hidden where that is no terminal.
+
+    Yields what tells it the share that is done.
+    """
+    console = Console(stderr=True)
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task, begun = progress.add_task(description, total=1.0), time.monotonic()
+
+    def tell(share: float) -> None:
+        if time.monotonic() - begun > BAR_AFTER:
+            progress.start()
+        progress.update(task, completed=share)
+
+    try:
+        yield tell
+    finally:
+        progress.stop()

@@ -43,7 +43,9 @@ class ResizedCrop(nn.Module):
     Pillow resizes along each side by a weighted mean over the pixels within reach of a kernel that is
     stretched by the factor of shrinking, and rounds to whole numbers after each side.  Here the
     weights of the cropped places form a matrix [s, side], so that every size in between needs no
-    shape of its own.  Pillow's weights are fixed-point numbers of 22 bits; a pixel in some thousands differs by 1.
+    shape of its own.  Two things are Pillow's own: weights as fixed-point numbers of 22 bits, which makes
+    one pixel in some thousands differ by 1, and, in newer versions, rows before columns in tall images,
+    which rounds differently in between.
 
     Raises ValueError for an interpolation other than bilinear and bicubic, and for a crop that is larger
     than the resized image.

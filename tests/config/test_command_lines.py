@@ -63,6 +63,21 @@ CASES = {
     "optimizer.betas=[0.9]": ("optimizer.betas=[0.9]", "must be two numbers in [0, 1)."),
     "optimizer.lr=0": ("optimizer.lr=0", "must be above 0."),
     "optimizer.lr=nan": ("optimizer.lr=nan", "must be above 0."),
+    "optimizer.sam_rho=0": ("optimizer.sam_rho=0", "must be above 0. The paper uses 0.05."),
+    "optimizer.layer_decay=1.5": ("optimizer.layer_decay=1.5", "must lie in (0, 1]."),
+    "trainer.batch_chunks=0": ("trainer.batch_chunks=0", "must be at least 1."),
+    "trainer.batch_chunks=1000": (
+        "trainer.batch_chunks=1000",
+        "cuts batches of 64 images into more parts than images.",
+    ),
+    "trainer.precision=fp16": (
+        "trainer.precision=fp16",
+        "must be one of 32-true, 16-mixed, bf16-mixed, 64-true.",
+    ),
+    "trainer.gradient_clip_algorithm=max": (
+        "trainer.gradient_clip_algorithm=max",
+        "must be one of norm, value.",
+    ),
     "augment.scale=[1,0.5]": (
         "augment.scale=[1.0, 0.5]",
         "must be [low, high] with 0 < low <= high <= 1.",

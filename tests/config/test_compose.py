@@ -18,7 +18,10 @@ def options() -> list[str]:
         "data=folder": ["data.root=somewhere"],
         "data=csv": ["data.root=somewhere", "data.labels=labels.csv"],
     }
-    groups = [group for group in compose.groups() if group != "post"]  # dml-eval's own
+    # post is dml-eval's own; launcher and search are of configs/sweep.yaml; experiments, which are many, have
+    # their own test
+    others = ("post", "experiment", *compose.AROUND)
+    groups = [group for group in compose.groups() if group not in others]
     words = [f"{group}={name}" for group in groups for name in files(group)]
     return [" ".join([word, *needs.get(word, [])]) for word in words]
 

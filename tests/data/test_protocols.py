@@ -1,4 +1,4 @@
-"""Protocols: who trains, who validates, who is tested. The split by classes is in test_index.py."""
+"""Protocols: who trains, who validates, who is tested. The split by classes is in test_image_index.py."""
 
 import numpy as np
 import pytest

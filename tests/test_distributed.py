@@ -1,0 +1,395 @@
+"""Two and three processes train the model, and measure the numbers, that one does.
+
+Real processes over Gloo, on the CPU. In float64, so that what is left is a mistake or nothing: after ten
+steps rounding is below 1e-9, while a wrong scale, order, statistic or random state shows at once.
+"""
+
+import csv
+import os
+import pickle
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import distributed_cases
+import pytest
+import torch
+
+from dml import build, cli, processes, record, run
+from dml.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = (
+    "loader.num_workers=0",
+    "backbone.kwargs.channels=[8,8,8,8]",
+    "backbone.image_size=32",
+    "backbone.resize=32",
+    "trainer.accelerator=cpu",
+    "optimizer=sgd",
+    "optimizer.lr=0.01",
+    "optimizer.head_lr=0.01",
+)
+FROZEN = ("backbone.freeze_bn=true",)  # statistics of the batch cost messages, hence time
+CLASSES = ("sampler.classes_per_batch=6", "sampler.images_per_class=2")
+IMAGES = ("sampler.batch_size=12",)
+
+CASES = {
+    "pair": ("loss=contrastive", *CLASSES),  # BatchNorm follows the batch
+    "tuple": ("loss=n_pair", "sampler.classes_per_batch=6", *FROZEN),
+    "proxy": ("loss=proxy_nca", *IMAGES, *FROZEN),
+    "ranks": ("loss=smooth_ap", *CLASSES, *FROZEN),
+    # The queue is used from the third step on, and goes round.
+    "memory": (
+        *("loss=contrastive", *CLASSES, *FROZEN),
+        *("memory=xbm", "memory.size=40", "memory.start_step=2"),
+    ),
+    # A loss with parameters over pairs, a miner that draws at random.
+    "miner": ("loss=margin", "miner=distance_weighted", *CLASSES, *FROZEN),
+}
+MORE = {
+    "multi_similarity": ("loss=multi_similarity", *CLASSES, *FROZEN),
+    "circle": ("loss=circle", *CLASSES, *FROZEN, "averaging=ema"),
+    "lifted": ("loss=lifted_structure", *CLASSES, *FROZEN, "trainer.gradient_clip_val=0.1"),
+    "arcface": ("loss=arcface", *IMAGES, "backbone.freeze_epochs=1"),
+    "soft_triple": ("loss=soft_triple", *IMAGES),  # with a term of the parameters alone
+    "island": ("loss=island", *IMAGES, *FROZEN),
+    "proxy_anchor": ("loss=proxy_anchor", *IMAGES, *FROZEN),
+    "sum": ("loss=sum", *CLASSES, "optimizer.sam_rho=0.05"),
+    "running mean": (
+        *("loss=triplet", *CLASSES, *FROZEN),
+        *("regularizer=sec", "regularizer.momentum=0.5"),
+    ),
+    "levels": ("loss=triplet", *CLASSES, *FROZEN, "regularizer=mdr"),
+    "looked at": ("loss=arcface", *IMAGES, *FROZEN, "callbacks=forensics", "callbacks.every=2"),
+    "chunks": ("loss=circle", *CLASSES, *FROZEN, "trainer.batch_chunks=2"),
+}
+
+
+def glyphs(cache: Path, *more: str) -> list[str]:
+    steps = ("trainer.max_steps=10", "trainer.precision=64-true", "trainer.devices=auto")
+    return ["data=glyphs", f"data.root={cache}", *NETWORK, *steps, *more]
+
+
+def environment(rank: int, world: int, store: Path) -> dict[str, str]:
+    """Of one process of several, as `processes.start` and torchrun make it."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    own |= {"OMP_NUM_THREADS": 1, "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": ROOT}
+    return {**os.environ, **{k: str(v) for k, v in own.items()}, processes.STORE: str(store)}
+
+
+def prepared(cases: dict[str, tuple[str, ...]], cache: Path) -> bytes:
+    """Every case composed and checked, once for all processes: Hydra takes longer than ten steps."""
+    ready = {name: cli.checked(glyphs(cache, *words)) for name, words in cases.items()}
+    for composed, _ in ready.values():
+        composed.__dict__["choices"] = []  # for a table that nobody reads
+    return pickle.dumps(ready)
+
+
+def ten_steps(ready: bytes, world: int, folder: Path) -> dict[str, dict]:
+    """name -> weights after ten steps of that run in `world` processes."""
+    folder.mkdir()
+    (folder / "cases").write_bytes(ready)
+    started = [
+        subprocess.Popen(
+            [sys.executable, distributed_cases.__file__, folder / "cases", folder],
+            env=environment(rank, world, folder / "store"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [process.communicate(timeout=900)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * world, "\n".join(said)
+    return {name: weights(folder / name) for name in pickle.loads(ready)}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def difference(one: dict, other: dict) -> tuple[float, str]:
+    """The largest difference of two state dicts and where it is."""
+    assert one.keys() == other.keys()
+    return max(((one[k].double() - other[k].double()).abs().max().item(), k) for k in one)
+
+
+def one_process(ready: bytes, folder: Path) -> dict[str, dict]:
+    for name, (composed, index) in pickle.loads(ready).items():
+        distributed_cases.ten_steps(composed, index, folder / name)
+    return {name: weights(folder / name) for name in pickle.loads(ready)}
+
+
+def assert_same_models(cases: dict, worlds: tuple[int, ...], cache: Path, tmp_path: Path) -> None:
+    ready = prepared(cases, cache)
+    alone = one_process(ready, tmp_path)
+    for name, (composed, _) in pickle.loads(ready).items():
+        torch.manual_seed(composed.config.seed)
+        before = build.encoder(composed.config).head.linear.weight
+        moved = (alone[name]["encoder.head.linear.weight"] - before).norm()
+        assert moved > 1e-4, f"{name} learned nothing"
+    for world in worlds:
+        together = ten_steps(ready, world, tmp_path / str(world))
+        for name, state in together.items():
+            largest, where = difference(alone[name], state)
+            assert largest < 1e-9, f"{name}, {world} processes: {where} is off by {largest:.3g}"
+
+
+def test_two_processes_train_the_model_of_one(cache, tmp_path):
+    """Pair, tuple, proxy and ranking losses, memory, miner: trunk, head, loss and queue after ten steps."""
+    assert_same_models(CASES, (2,), cache, tmp_path)
+
+
+@pytest.mark.slow
+def test_three_processes_train_the_model_of_one(cache, tmp_path):
+    assert_same_models(CASES, (3,), cache, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_kind_of_term_is_that_of_one_process(cache, tmp_path):
+    assert_same_models(MORE, (2, 3), cache, tmp_path)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def digits(cache: Path, run_dir: Path, *more: str) -> list[str]:
+    """A run of two epochs; 363 validation and 533 test images, which two processes cannot halve."""
+    return [
+        "data=digits",
+        f"data.root={cache}",
+        f"run_dir={run_dir}",
+        *NETWORK,
+        "trainer.max_epochs=2",
+        "sampler.classes_per_batch=4",
+        "sampler.images_per_class=4",
+        "sampler.batches_per_epoch=4",
+        "loader.eval_batch_size=100",
+        *more,
+    ]
+
+
+def dml_train(*words: str, **more) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        **more,
+    )
+
+
+def curve(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_command_in_two_processes_leaves_the_run_of_one(cache, tmp_path):
+    """Through the command line: one record, log and curve, and the numbers of one process."""
+    alone = run.train(*cli.checked(digits(cache, tmp_path / "one")))
+    words = digits(cache, tmp_path / "two", "trainer.devices=2")
+    done = dml_train(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 2/2") == 1
+    assert done.stdout.count("chosen by") == 1
+    assert "Warning" not in done.stderr
+    together = record.read(tmp_path / "two")
+    assert together["hardware"]["processes"] == 2
+    assert together["command"] == shlex.join(["python", "train.py", *words])
+    assert alone is not None
+    assert together["checkpoint"] == alone["checkpoint"]
+    assert together["data"] == alone["data"]
+    for part, metrics in alone["metrics"].items():
+        assert together["metrics"][part] == pytest.approx(metrics, abs=1e-4), part
+    largest, where = difference(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert largest < 1e-5, where
+    pairs = list(zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True))
+    assert pairs
+    for one, two in pairs:
+        assert one.keys() == two.keys()
+        for key in one:
+            assert float(one[key] or 0) == pytest.approx(float(two[key] or 0), rel=1e-3), key
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(
+        p.name for p in (tmp_path / "one").iterdir()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_stopped_with_two_processes_goes_on_with_one(cache, tmp_path):
+    """SIGTERM to the command: all processes stop after the same step; resumed alone, it ends alike."""
+    more = (
+        "trainer.max_epochs=4",
+        "sampler.batches_per_epoch=40",
+        "trainer.enable_progress_bar=false",
+    )
+    run.train(*cli.checked(digits(cache, tmp_path / "whole", *more)))
+    words = digits(cache, tmp_path / "cut", *more)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words, "trainer.devices=2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for(tmp_path / "cut" / "log.txt", "epoch 1/4")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said.count("Resume with") == 1
+    run.train(*cli.checked([*words, "ckpt_path=last"]))
+    largest, where = difference(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert largest < 1e-4, where
+
+
+def wait_for(path: Path, text: str, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < end, f"{text!r} never came in {path}"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_ends_all_and_speaks_alone(cache, tmp_path):
+    """An image that only the second process reads is broken: its message once, no traceback, exit code 1."""
+    words = digits(cache, tmp_path / "run", "trainer.devices=2", "trainer.timeout=120")
+    _, index = cli.checked(words)
+    val = index.part("val")
+    broken = val.path(len(val) - 1)
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    try:
+        begun = time.monotonic()
+        done = dml_train(*words)
+    finally:
+        broken.write_bytes(whole)
+    assert done.returncode == 1
+    assert done.stderr.count("cannot read the image") == 1
+    assert "process 1 of 2: Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - begun < 100
+    assert "cannot read the image" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run" / "record.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_class", [False, True])
+def test_unreadable_images_are_skipped_and_counted_as_one_process_does(
+    whole_class, cache, tmp_path
+):
+    """Parts of a batch of unequal size, even empty ones, and an evaluation of unequal parts."""
+    words = digits(cache, tmp_path / "one", "data.on_bad_image=skip")
+    if whole_class:  # a batch of two classes: one of the processes may be left without an image
+        words += ["loss=contrastive", "sampler.classes_per_batch=2", "sampler.batches_per_epoch=10"]
+    else:
+        words = [word for word in words if not word.startswith("sampler.")]
+        words += ["loss=arcface", "sampler.batch_size=60"]
+    composed, index = cli.checked(words)
+    broken = [index.part(split).path(i) for split in ("train", "val", "test") for i in range(25)]
+    if whole_class:
+        train = index.part("train")
+        broken = [train.path(i) for i in range(len(train)) if train.labels[i] == 0]
+    whole = {path: path.read_bytes() for path in broken}
+    for path in broken:
+        path.write_bytes(b"no image")
+    try:
+        alone = run.train(composed, index)
+        two = [word.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'two'}") for word in words]
+        done = dml_train(*two, "trainer.devices=2")
+    finally:
+        for path, data in whole.items():
+            path.write_bytes(data)
+    assert done.returncode == 0, done.stderr
+    together = record.read(tmp_path / "two")
+    assert alone is not None
+    assert set(together["data"]["unreadable"]) == set(alone["data"]["unreadable"])
+    assert alone["data"]["unreadable"]
+    assert together["metrics"]["test"] == pytest.approx(alone["metrics"]["test"], abs=1e-4)
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "two"))[0] < 1e-5
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def problem(words: list[str]) -> str:
+    with pytest.raises(ConfigurationError) as raised:
+        cli.checked(words)
+    return str(raised.value)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused_at_once(cache, tmp_path):
+    said = problem(digits(cache, tmp_path / "run", "trainer.devices=3"))
+    assert "sampler.classes_per_batch=4" in said
+    assert "cannot be shared evenly by 3 processes" in said
+
+
+@pytest.mark.parametrize("devices", ["0", "-1", "[]", "[0,0]", "[0,-1]", "two", "1.5", "true"])
+def test_devices_that_cannot_be_counted_are_refused(devices, cache, tmp_path):
+    assert "trainer.devices=" in problem(
+        digits(cache, tmp_path / "run", f"trainer.devices={devices}")
+    )
+
+
+def test_a_list_of_devices_is_of_gpus(cache, tmp_path):
+    assert "Give how many" in problem(digits(cache, tmp_path / "run", "trainer.devices=[0,1]"))
+
+
+def test_processes_started_without_trainer_ddp_are_refused(cache, tmp_path, monkeypatch):
+    """Else eight copies of one run would write into one directory."""
+    for name, value in environment(1, 4, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(processes.STORE)
+    said = problem(digits(cache, tmp_path / "run"))
+    assert "torchrun started 4 processes on this machine" in said
+    assert "Add trainer=ddp" in said
+    cli.checked(digits(cache, tmp_path / "run", "trainer.devices=auto"))
+
+
+def test_slurm_says_which_process_this_is(monkeypatch):
+    """In a step that srun started; a batch script alone is one process, whatever it asked for."""
+    for name in processes.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_PROCID", "11")
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert processes.place() == processes.Place()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x2)")
+    here = processes.place()
+    assert (here.rank, here.world_size, here.local_rank, here.local_world_size) == (11, 16, 3, 8)
+    assert (here.nodes, here.started_by) == (2, "srun")
+
+
+def test_a_program_of_ones_own_is_told_to_start_the_processes(cache, tmp_path):
+    composed, index = cli.checked(digits(cache, tmp_path / "run", "trainer.devices=2"))
+    with pytest.raises(ConfigurationError, match="must be started by dml-train or torchrun"):
+        run.train(composed, index)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("data", "epochs"), [("glyphs", 16), ("digits", 16), ("cub200", 20)])
+def test_trainer_ddp_keeps_the_length_that_the_data_set_brings(data, epochs):
+    """Else the same command on more GPUs would train another model."""
+    from dml.config import compose
+
+    composed, problems = compose.compose_all([f"data={data}", "trainer=ddp"])
+    assert not problems
+    assert composed.config.trainer.max_epochs == epochs
+    assert composed.config.trainer.devices == "auto"
+    assert [c.option for c in composed.choices if c.group.startswith("trainer")] == ["ddp"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 0, 1: 0}, 0),
+        ({0: 1, 1: 2}, 2),
+        ({0: 143, 1: 143}, 143),
+        ({1: -9}, 1),
+        ({0: 1, 1: -9}, 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_process_that_failed(codes, expected):
+    assert processes.verdict(codes) == expected
