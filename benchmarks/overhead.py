@@ -1,13 +1,14 @@
 """Time of our training step against a hand-written loop over the same model, in one run.
 
     python benchmarks/overhead.py [steps=60] [block=1] [backbone=...] [size=...] [batch=...]
-                                  [precision=...] [images=DIR]
+                                  [precision=...] [loop_precision=...] [compile=true] [images=DIR]
 
 On a CPU: mobilenetv2_035, 64 images of 128 x 128 in float32. On a GPU: ResNet-50, 128 images of 224 x 224
 in bf16-mixed. The batches lie on the device already. Ours is DmlModule under Lightning's Trainer with the
 logger and callbacks of a run. After every `block` of its steps the plain loop does as many of its own, from
-the same weights and with the same batches; the ratio is that of the two sums, and its spread is over tenths
-of the run. Processor time beside wall time: on a busy machine the first is the fairer.
+the same weights and with the same batches; with compile=true or a loop_precision of its own the loop is the
+plain side of that comparison. The ratio is that of the two sums, and its spread is over tenths of the run.
+Processor time beside wall time: on a busy machine the first is the fairer. Without a GPU it says so.
 
 Then the parts of a step one by one, each waited for, and images per second; with images=DIR (a folder of one
 folder per class) also those with the loader reading files.
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from dml import run
@@ -45,6 +47,8 @@ DEFAULTS = {
     "size": "224" if GPU else "128",
     "batch": "128" if GPU else "64",
     "precision": "bf16-mixed" if GPU else "32-true",
+    "loop_precision": "",  # that of ours
+    "compile": "false",
     "images": "",
 }
 WARM = 2  # blocks not counted
@@ -141,7 +145,9 @@ class TakeTurns(pl.Callback):
         self.ours: list[np.ndarray] = []
         self.theirs: list[np.ndarray] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step % self.block:
             return
         end = now()
@@ -162,7 +168,7 @@ def train(module: DmlModule, loader: Any, turns: TakeTurns, precision: str, fold
         accelerator="gpu" if GPU else "cpu",
         devices=1,
         precision=precision,  # type: ignore[arg-type]
-        logger=pl.loggers.CSVLogger(folder, name="", version=""),
+        logger=CSVLogger(folder, name="", version=""),
         callbacks=[turns, stop, EpochLines()],
         log_every_n_steps=10,
         enable_checkpointing=False,
@@ -175,7 +181,8 @@ def train(module: DmlModule, loader: Any, turns: TakeTurns, precision: str, fold
         trainer.fit(module, loader)
 
 
-def make_module(encoder: Encoder) -> DmlModule:
+def make_module(encoder: Encoder, compiled: bool = False) -> DmlModule:
+    """Ours."""
     return DmlModule(
         encoder,
         MultiSimilarity(),
@@ -185,6 +192,7 @@ def make_module(encoder: Encoder) -> DmlModule:
         evaluation={},
         bad_images=BadImages("error"),
         seed=0,
+        compiled=compiled,
     )
 
 
@@ -231,11 +239,14 @@ def main() -> None:
         for _ in range(4)
     ]
     encoder = make_encoder(options["backbone"])
-    plain = PlainLoop(deepcopy(encoder), batches, options["precision"])
+    plain_precision = options["loop_precision"] or options["precision"]
+    plain = PlainLoop(deepcopy(encoder), batches, plain_precision)
+    compiled = options["compile"] == "true"
     turns = TakeTurns(plain, block)
     with tempfile.TemporaryDirectory() as folder:
         loader = Repeated(batches, int(options["steps"]) + (WARM + 1) * block)
-        train(make_module(encoder), loader, turns, options["precision"], Path(folder))
+        module = make_module(encoder, compiled)
+        train(module, loader, turns, options["precision"], Path(folder))
         report(options, turns, block)
         parts = plain.parts(10)
         whole = sum(parts.values())
@@ -251,7 +262,9 @@ def report(options: dict[str, str], turns: TakeTurns, block: int) -> None:
     count = min(len(ours), len(theirs))
     ours, theirs = ours[:count], theirs[:count]
     name = f"{options['backbone']}, {options['batch']} images of {options['size']}"
-    print(f"{name}, {options['precision']}, {count * block} steps of each side in turns")
+    ways = f"{options['precision']}, loop {options['loop_precision'] or options['precision']}"
+    ways += ", ours compiled" if options["compile"] == "true" else ""
+    print(f"{name}, {ways}, {count * block} steps of each side in turns")
     print("           ours ms  loop ms  ratio  spread over tenths  images/s ours")
     for column, kind in enumerate(("wall", "processor")):
         a, b = ours[:, column], theirs[:, column]

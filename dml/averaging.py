@@ -11,6 +11,7 @@ from itertools import compress
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dml.encoder import Encoder
 from dml.types import Embeddings
@@ -73,9 +74,8 @@ class AveragedEncoder(nn.Module):
             [*module.parameters(), *module.buffers()] for module in (self.encoder, encoder)
         )
         real = [average.is_floating_point() for average in averages]
-        torch._foreach_lerp_(
-            list(compress(averages, real)), [w.detach() for w in compress(weights, real)], share
-        )
+        move = get_ema_multi_avg_fn(1 - share)
+        move(list(compress(averages, real)), list(compress(weights, real)), None)
         for average, weight, is_real in zip(averages, weights, real, strict=True):
             if not is_real:  # BatchNorm's count of batches
                 average.copy_(weight)

@@ -62,15 +62,16 @@ def changed(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     # What the data decide is as they decided it in that run, so that what refers to it can be compared.
     found.data.num_train_classes = config.get("data", {}).get("num_train_classes")
     today = from_config(name, found)
-    both = [
+    claims = (
         pins.dotted({"claim": claim or {}, "pins": list(listed)})
         for claim, listed in ((today.claim, today.pins), (config.get("claim"), config["pins"]))
-    ]
+    )
+    different = pins.differences(*claims, pins=["claim", "pins"])
     found_now, then = pins.dotted(today.config), pins.dotted(config)
     # An option that came after the record has the default that it had without the option.
     newer = found_now.keys() - then.keys() - set(pins.own_values(name, compose.config_dir()))
     before = {key: value for key, value in found_now.items() if key not in newer}
-    return pins.differences(*both, ["claim", "pins"]) | pins.differences(before, then, today.pins)
+    return different | pins.differences(before, then, today.pins)
 
 
 def composed(name: str) -> DictConfig:

@@ -202,8 +202,8 @@ class Submitit:
         """Submitit's executor, whose files and logs lie in folder/submitit."""
         import submitit
 
-        slurm = self.cluster == "slurm"
-        more = {"slurm_max_num_timeout": self.max_num_timeout} if slurm else {}
+        timeouts = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
+        more = {} if self.cluster == "debug" else timeouts
         executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster, **more)
         general = {
             name: getattr(self, name)
@@ -275,7 +275,9 @@ class Submitted:
         """The job in the queue, or None where it is not, or not any more."""
         if job.name not in self.ids:
             return None
-        handle = executor.job_class(executor.folder, self.ids[job.name])
+        import submitit
+
+        handle = submitit.SlurmJob(executor.folder, self.ids[job.name])
         return None if handle.done() or handle.state == "UNKNOWN" else handle
 
 
@@ -286,9 +288,16 @@ def exit_code(job: Job, handle: Any) -> int:
     try:
         return handle.result()
     except (FailedJobError, UncompletedJobError) as error:
-        with (Path(job.directory) / OUTPUT).open("a") as file:
-            file.write(f"{error}\n")
-        return 1
+        return lost(job, error)
+
+
+def lost(job: Job, error: Exception) -> int:
+    """Put into output.txt why a job told no exit code; returns the one that stands for it."""
+    directory = Path(job.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / OUTPUT).open("a") as file:
+        file.write(f"{error}\n")
+    return 1
 
 
 @dataclass
@@ -341,9 +350,7 @@ class Ray:
                 except (
                     ray.exceptions.RayError
                 ) as error:  # the node was lost, or the task was killed
-                    with (Path(job.directory) / OUTPUT).open("a") as file:
-                        file.write(f"{error}\n")
-                    yield job, 1
+                    yield job, lost(job, error)
 
 
 def run_as_task(job: Job) -> int:

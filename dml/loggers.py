@@ -129,8 +129,8 @@ def results(
     loggers: Sequence[Logger], result: Mapping[str, Any], run_dir: Path, shown: Gallery
 ) -> None:
     """What came out: the metrics of every evaluation; for W&B the record as an artifact, and pictures."""
-    values = {
-        f"{which}/{name}": value
+    values = {  # val/ is the curve's name
+        f"{'chosen' if which == 'val' else which}/{name}": value
         for which, metrics in result["metrics"].items()
         for name, value in (metrics or {}).items()
     }
@@ -145,6 +145,8 @@ def results(
             artifact.add_file(str(run_dir / record.FILE))
             logger.experiment.log_artifact(artifact)
             pictures = shown.rows(count) if (count := result["config"]["logger"]["gallery"]) else {}
-            for name, rows in pictures.items():
-                images = [wandb.Image(picture, caption=caption) for picture, caption in rows]
-                logger.experiment.log({f"gallery/{name}": images})
+            images = {
+                f"gallery/{name}": [wandb.Image(picture, caption=told) for picture, told in rows]
+                for name, rows in pictures.items()
+            }
+            logger.experiment.log(images)

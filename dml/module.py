@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -179,14 +179,14 @@ class DmlModule(pl.LightningModule):
     ) -> None:
         """One step, by the gradient here or the one uphill; then the average of the weights."""
         closure = optimizer_closure
-        if self.sam_rho is not None:
-            closure = partial(self.pass_twice, optimizer, optimizer_closure)
+        if self.sam_rho is not None and closure is not None:
+            closure = partial(self.pass_twice, optimizer, closure, self.sam_rho)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         if self.averaged is not None:
             done, per_epoch = self.global_step + 1, int(self.trainer.num_training_batches)
             self.averaged.update(self.encoder, done, per_epoch, self.total_steps)
 
-    def pass_twice(self, optimizer: Any, closure: Callable[[], Any]) -> Any:
+    def pass_twice(self, optimizer: Any, closure: Callable[[], Any], rho: float) -> Any:
         """Both passes of SAM, over the same batch, dropout and memory; only the first counts for buffers."""
         loss = closure()
         if loss is None:  # no image of the batch could be read
@@ -200,7 +200,7 @@ class DmlModule(pl.LightningModule):
         self.reseed()
         self.second_pass = True
         try:
-            with uphill(parameters, cast(float, self.sam_rho)), kept(buffers):
+            with uphill(parameters, rho), kept(buffers):
                 return closure()
         finally:
             self.second_pass = False

@@ -29,7 +29,8 @@ def problems(
 ) -> list[Problem]:
     """Values out of range, steps that cannot follow each other, and those the data cannot serve.
 
-    run, bundle: what is evaluated, if it is one of these; one on a hub is not looked at.  embedded: the embeddings of a file, if there is one.
+    run, bundle: what is evaluated, if it is one of these; a bundle on a hub is not looked at.
+    embedded: the embeddings of a file, if there is one.
     queries_apart: whether the evaluated data have a gallery apart from the queries.
     """
     chosen = steps(config)

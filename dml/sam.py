@@ -25,7 +25,8 @@ def uphill(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
             length = torch.nn.utils.get_total_norm(gradients)
             factor = rho / length.clamp(min=torch.finfo(length.dtype).tiny)
             with torch.no_grad():
-                torch._foreach_add_(moved, torch._foreach_mul(gradients, factor))
+                for parameter, gradient in zip(moved, gradients, strict=True):
+                    parameter.add_(gradient * factor)
         yield
 
 

@@ -56,7 +56,9 @@ def importances(study: "Study", complete: list["FrozenTrial"]) -> dict[str, floa
 
 def reached(trial: "FrozenTrial") -> float:
     """The metric of a trial; of one that was stopped, the best of its epochs."""
-    return trial.value if trial.value is not None else max(trial.intermediate_values.values())
+    if trial.state.name == "COMPLETE" and trial.value is not None:
+        return trial.value
+    return max(trial.intermediate_values.values())
 
 
 def history(
@@ -84,6 +86,8 @@ def against(
     metric: str,
 ) -> None:
     """One option against the metric, the best trial marked."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     best = max(complete, key=reached)
     for trials, colour, marker in ((pruned, GREY, "x"), (complete, BLUE, "o"), ([best], RED, "o")):
         values = [trial.params[name] for trial in trials]
@@ -94,4 +98,7 @@ def against(
         axis.scatter(values, [reached(t) for t in trials], color=colour, s=18, marker=marker)
     if getattr(best.distributions[name], "log", False):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
     axis.set(xlabel=name, ylabel=metric, title=name)

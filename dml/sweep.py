@@ -124,8 +124,9 @@ def sweep(request: Request, launch: Launch) -> int:
         write_plan(request, directory, jobs, varied)
         waiting = [job for job in jobs if not finished(job)]
         log.info(
-            "%d jobs in %s%s. The same command goes on with them; run_dir=NEW begins afresh.",
+            "%d job%s in %s%s. The same command goes on with them; run_dir=NEW begins afresh.",
             len(jobs),
+            "" if len(jobs) == 1 else "s",
             directory,
             f", {len(jobs) - len(waiting)} of them finished" if len(waiting) < len(jobs) else "",
         )

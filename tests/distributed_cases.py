@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dml import cli, distributed, run
+from dml.config import compose
 from dml.config.compose import Composed
 from dml.data.index import ImageIndex, ImageSet
 
@@ -32,6 +33,7 @@ def empty(part: ImageSet) -> ImageSet:
 
 def main() -> None:
     torch.set_num_threads(1)
+    compose.register()  # what the pickled configurations refer to
     cli.set_up_log()
     cases, out = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     for name, (composed, index) in cases.items():

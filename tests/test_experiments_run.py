@@ -76,7 +76,7 @@ def small_counts(monkeypatch):
         monkeypatch.setattr(module, "COUNTS", archives.SMALL[name])
 
 
-def overrides(config, data: str, weights: dict[str, Path]) -> dict[str, str]:
+def overrides(config, data: str) -> dict[str, str]:
     """Pinned options that the miniature of an experiment changes -> what they become."""
     found = dict(IMAGE)
     if data != "birds100":
@@ -103,27 +103,15 @@ def batches(config) -> dict[str, str]:
     return found
 
 
-def data_of(name: str) -> str:
-    return "birds100" if name.startswith("birds100_") else name.rsplit("_", 1)[1]
-
-
-def changed_options(config: dict, words: dict[str, str]) -> set[str]:
-    """What a record of today says has changed, without the claim that unpinning drops."""
-    assert config["unpin"] is True
-    assert config["claim"] is None
-    return {key for key in experiments.changed(config) if not key.startswith("claim.")}
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in experiments.names() if not name.startswith("zero_")]
-)
-def test_two_steps(name, miniatures, weights, small_counts, tmp_path):
-    composed, _ = compose.compose_all([f"experiment={name}"])
-    data = data_of(name)
-    changed = overrides(composed.config, data, weights) | batches(composed.config)
+def miniature(
+    name: str, miniatures: dict[str, Path], weights: dict[str, Path]
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of a run of two steps, and the pinned options that it changes."""
+    config, data = compose.compose_all([f"experiment={name}"])[0].config, data_of(name)
+    changed = overrides(config, data) | batches(config)
     words = [f"experiment={name}", f"data.root={miniatures[data]}", "unpin=true"]
     words += [f"{key}={value}" for key, value in changed.items()]
-    words += ["trainer.accelerator=cpu", "loader.num_workers=0", f"run_dir={tmp_path / 'run'}"]
+    words += ["trainer.accelerator=cpu", "loader.num_workers=0"]
     if data == "birds100":
         words.append(f"backbone.weights={weights['mobilenetv2_035']}")
     else:
@@ -133,20 +121,49 @@ def test_two_steps(name, miniatures, weights, small_counts, tmp_path):
         ]
     if name.startswith("reality_check_"):
         words.append("data.fold=1")
-    run.train(*cli.checked(words))
+    return words, changed
+
+
+def data_of(name: str) -> str:
+    return "birds100" if name.startswith("birds100_") else name.rsplit("_", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in experiments.names() if not name.startswith("zero_")]
+)
+def test_two_steps(name, miniatures, weights, small_counts, tmp_path):
+    words, changed = miniature(name, miniatures, weights)
+    run.train(*cli.checked([*words, f"run_dir={tmp_path / 'run'}"]))
     written = record.read(tmp_path / "run")
     assert written["checkpoint"]["step"] == 2
     assert written["config"]["experiment"] == name
     before = pins.dotted(experiments.experiment(name).config)
     really = {key for key, value in changed.items() if str(before.get(key)) != value}
-    assert changed_options(written["config"], changed) == really
+    assert (written["config"]["claim"], written["config"]["unpin"]) == (None, True)
+    today = experiments.changed(written["config"])
+    assert {key for key in today if not key.startswith("claim.")} == really
+
+
+def test_a_run_of_an_experiment_is_evaluated_again(miniatures, weights, small_counts, tmp_path):
+    """dml-eval takes the images and metrics of a run from its words, the experiment's among them."""
+    words, _ = miniature("reality_check_triplet_cub200", miniatures, weights)
+    run.train(*cli.checked([*words, f"run_dir={tmp_path}"]))
+    written = record.read(tmp_path)
+    assert eval_command.run([f"run={tmp_path}", "loader.num_workers=0"]) == 0
+    again = json.loads((tmp_path / "evaluation_cub200_test.json").read_text())
+    assert again["metrics"] == pytest.approx(written["metrics"]["test"])
+    assert again["data"]["fingerprint"] == written["data"]["fingerprint"]
+    more = ["evaluation.metrics=[mrr]", f"out={tmp_path / 'more'}", "loader.num_workers=0"]
+    assert eval_command.run([f"run={tmp_path}", *more]) == 0
+    inshop_words = ["data=inshop", f"data.root={miniatures['inshop']}", f"out={tmp_path / 'other'}"]
+    assert eval_command.run([f"run={tmp_path}", *inshop_words, "loader.num_workers=0"]) == 0
 
 
 @pytest.mark.parametrize("name", [name for name in experiments.names() if name.startswith("zero_")])
 def test_evaluation(name, miniatures, weights, small_counts, tmp_path):
     composed, _ = compose.compose_all([f"experiment={name}"])
     data = data_of(name)
-    changed = overrides(composed.config, data, weights)
+    changed = overrides(composed.config, data)
     words = [f"experiment={name}", f"data.root={miniatures[data]}", "unpin=true"]
     words += [f"{key}={value}" for key, value in changed.items()]
     words += [f"backbone.weights={weights[changed['backbone.name']]}", "backbone.pretrained=false"]

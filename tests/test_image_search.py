@@ -136,6 +136,7 @@ def test_an_unreadable_query_is_told_and_the_others_are_answered(place, tmp_path
     [
         (["query={image}"], "which index"),
         (["index={ix}"], "what is looked for"),
+        (["index={ix}/none", "query={image}"], "is no index"),
         (["index={ix}", "query={image}", "kk=3"], "is no option of dml-search"),
         (["index={ix}", "query={image}", "k=0"], "in [1, 10000]"),
         (["index={ix}", "query={image}", "where=crw"], "Did you mean where=crow"),

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dml"
 
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {"errors", "types", "log_file", "processes"},
+    {"errors", "types", "log_file", "processes", "bundle_format"},
     {"data.index"},
     {"config.ranges"},
     {
@@ -36,6 +36,7 @@ LAYERS = [
     {"experiments", "launchers", "search_plot"},
     {"embedding_files", "comparison"},
     {"encoder"},
+    {"bundle"},
     {"distributed"},
     {"optim", "averaging", "chunks", "sam", "module", "callbacks", "forensics", "pruning"},
     {"build"},
@@ -44,6 +45,7 @@ LAYERS = [
     {"postprocessing", "compression_report"},
     {"report.gallery", "report.page_pictures"},
     {"index"},
+    {"export"},
     {"loggers"},
     {"run"},
     {"report"},
@@ -119,6 +121,8 @@ TORCH_FREE = [
     "report.records",
     "report.results",
     "report.write",
+    "bundle_format",
+    "export.command",
     "index.command",
     "index.search_command",
     "index.changing",

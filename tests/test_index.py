@@ -316,13 +316,14 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, act):
     source = writing.Source(None, ["x"] * 400, ["y"] * 400, vectors_of()[0])
     recipe = faiss_index.recipe("hnsw", 400, DIM)
     (tmp_path / "new").mkdir()
+    new = tmp_path / "new"
+    acts = {
+        "append": lambda: writing.append(index, source),
+        "rebuild": lambda: writing.rebuild(index, recipe, lambda share: None),
+        "create": lambda: writing.create(new, source, "cosine", None, recipe, lambda share: None),
+    }
     with full_disk(20_000), pytest.raises(RunError, match="cannot write the index"):
-        if act == "append":
-            writing.append(index, source)
-        elif act == "rebuild":
-            writing.rebuild(index, recipe, lambda share: None)
-        else:
-            writing.create(tmp_path / "new", source, "cosine", None, recipe, lambda share: None)
+        acts[act]()
     assert {path.name: path.read_bytes() for path in (tmp_path / "ix").iterdir()} == before
     assert not names(tmp_path / "new")
     assert len(open_index(index.path)) == 400
@@ -575,6 +576,8 @@ def test_a_killed_command_goes_on_where_it_was(folder, bundle, tmp_path, monkeyp
         (["images={folder}", "add={folder}", "out={new}"], "different things to do"),
         (["calibrate={new}", "fmr=2"], "in (0, 1)"),
         (["calibrate={new}"], "needs fmr=..."),
+        (["check={new}"], "is no index"),
+        (["add={folder}", "out={empty}"], "is no index"),
         (["embeddings={new}.txt", "out={new}"], "must end in .npz or .npy"),
         (["--add", "check={new}"], "is no flag"),
     ],

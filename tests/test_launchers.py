@@ -3,6 +3,7 @@
 The jobs are scripts of a few lines; what jobs of a sweep do is in test_sweep.py.
 """
 
+import importlib.util
 import os
 import signal
 import sys
@@ -154,9 +155,16 @@ def by_value():
     """Let submitit and ray pickle this module's classes: their workers cannot import it."""
     import cloudpickle
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    picklers = [cloudpickle]
+    if importlib.util.find_spec("ray") is not None:
+        import ray
+
+        picklers.append(ray.cloudpickle)
+    for pickler in picklers:
+        pickler.register_pickle_by_value(sys.modules[__name__])
     yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for pickler in picklers:
+        pickler.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def slurm_free(**more) -> Submitit:
@@ -167,9 +175,7 @@ def slurm_free(**more) -> Submitit:
 def test_submitit_runs_jobs_and_tells_how_they_ended(tmp_path, by_value):
     jobs = [writing(tmp_path, name) for name in "ab"]
     jobs.append(script(tmp_path, "failing", "raise SystemExit(3)"))
-    ended = {
-        job.name: code for job, code in slurm_free(n_jobs=2)(jobs, Processes(), tmp_path)
-    }
+    ended = {job.name: code for job, code in slurm_free(n_jobs=2)(jobs, Processes(), tmp_path)}
     assert ended == {"a": 0, "b": 0, "failing": 3}
     assert (tmp_path / "a.txt").read_text() == "once"
 
@@ -190,7 +196,13 @@ def test_a_preempted_job_of_submitit_saves_and_is_run_again(tmp_path, by_value):
     saved, ready = tmp_path / "saved", tmp_path / "ready"
     job = script(tmp_path, "job", RESUMES.format(saved=str(saved), ready=str(ready)))
     handle = slurm_free().executor(tmp_path).submit(Remote(), job)
-    when_there(ready, handle._interrupt).join()
+
+    def preempt():
+        controller = handle.job_id  # for this machine's "cluster" the process that starts the task
+        tasks = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+        os.kill(int(tasks[0]), signal.SIGUSR2)
+
+    when_there(ready, preempt).join()
     assert handle.result() == 0
     assert saved.read_text() == "saved"
 

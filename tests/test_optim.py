@@ -8,7 +8,7 @@ from torch import nn
 
 from dml.encoder import Encoder, Head, Trunk, pooled_features
 from dml.losses import Circle, ProxyNCA
-from dml.optim import constant, cosine, parameter_groups, step
+from dml.optim import constant, cosine, milestones, parameter_groups, step
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_every_parameter_is_in_exactly_one_group(encoder):
 
 
 def test_layer_decay_slows_the_trunk_from_above():
-    """The last norm at the full rate, each layer below at half of that above."""
+    """The last block and norm at the full rate, each layer below at half of that above."""
     trunk = Trunk("test_vit", kwargs={"img_size": 32})
     encoder = Encoder(trunk, Head(pooled_features(trunk, "avg"), 8))
     rest = {"lr": 1e-4, "head_lr": 1e-3, "weight_decay": 1e-2}
@@ -66,9 +66,9 @@ def test_layer_decay_slows_the_trunk_from_above():
     assert depth > 1
     assert rate(trunk.model.norm) == {1}
     assert [rate(block) for block in trunk.model.blocks] == [
-        {0.5 ** (depth - k)} for k in range(depth)
+        {0.5 ** (depth - 1 - k)} for k in range(depth)
     ]
-    assert rate(trunk.model.patch_embed) == {0.5 ** (depth + 1)}
+    assert rate(trunk.model.patch_embed) == {0.5**depth}
     assert rates(groups, encoder.head) == {(1e-3, 1e-2, True), (1e-3, 0, False)}
     assert {decay for _, decay, is_matrix in rates(groups, trunk) if not is_matrix} == {0}
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -120,3 +120,10 @@ def test_cosine_by_hand():
 def test_steps_fall_when_they_should():
     factor = step(100, warmup_steps=0, every=10, gamma=0.5)
     assert [factor(i) for i in (0, 9, 10, 19, 20)] == [1, 1, 0.5, 0.5, 0.25]
+
+
+def test_milestones_fall_when_they_should():
+    factor = milestones(100, warmup_steps=0, milestones=[10, 30], gamma=0.5)
+    assert [factor(step) for step in (0, 9, 10, 29, 30, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    warm = milestones(100, warmup_steps=4, milestones=[2], gamma=0.5)
+    assert [warm(step) for step in (0, 1, 2, 4)] == [0.2, 0.4, 0.3, 0.5]

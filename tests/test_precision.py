@@ -145,7 +145,7 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch):
 def test_compiled_training_is_training_and_keeps_its_names():
     """Evaluation and checkpoint do not know of it; chunks and SAM go through it."""
     data = batches(2)
-    for more in ({}, {"batch_chunks": 2}, {"sam_rho": 0.05}):
+    for more in ({}, {"batch_chunks": 2, "sam_rho": 0.05}):
         torch.compiler.reset()
         plain, compiled = make_module(**more), make_module(**more, compiled=True)
         for module in (plain, compiled):

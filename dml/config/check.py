@@ -177,7 +177,10 @@ def rules(composed: Composed) -> list[Problem]:
                 + " Drop it, or add miner=none.",
             )
         )
-    if not build.schema_of(config, "head").embeds:
+    if not build.schema_of(config, "head").embeds and config.experiment is not None:
+        what = f"trains nothing. Evaluate it: dml-eval experiment={config.experiment} data.root=DIR"
+        found.append(Problem(f"experiment={config.experiment}", what))
+    elif not build.schema_of(config, "head").embeds:
         found.append(
             Problem(
                 words(composed, "head"),

@@ -51,6 +51,7 @@ class Preprocess:
 
     @cached_property
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What pixels are multiplied by, and what is added then; float32 [3, 1, 1] each."""
         mean, std = (torch.tensor(x, dtype=torch.float64) for x in (self.mean, self.std))
         both = 1 / (255 * std), -mean / std
         return both[0].float().view(3, 1, 1), both[1].float().view(3, 1, 1)

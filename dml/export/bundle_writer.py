@@ -58,14 +58,14 @@ def write(
         versions=record.versions(),
         files={WEIGHTS: bundle_format.file_of(directory / WEIGHTS)},
     )
-    encoder = ImageEncoder(encoder, description)
+    exported = ImageEncoder(encoder, description)
     image = probe_image()
-    embedding = encoder([image])[0].numpy()
+    embedding = exported([image])[0].numpy()
     if not np.isfinite(embedding).all() or not embedding.any():
         raise RunError("the encoder's embeddings are not finite, or all zero: nothing to export.")
     np.savez(directory / PROBE, image=image, embedding=embedding)
-    describe(directory, encoder, PROBE)
-    return encoder
+    describe(directory, exported, PROBE)
+    return exported
 
 
 def describe(directory: Path, encoder: ImageEncoder, *files: str, **changes) -> None:
@@ -92,9 +92,9 @@ def probe_image() -> np.ndarray:
     picture = Image.fromarray(shades.astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(24):
-        left, top = random.integers(0, width), random.integers(0, height)
-        across, down = random.integers(10, 90, size=2)
-        color = tuple(int(value) for value in random.integers(0, 256, size=3))
+        left, top = (int(random.integers(0, side)) for side in PROBE_SIDES)
+        across, down = random.integers(10, 90, size=2).tolist()
+        color = tuple(random.integers(0, 256, size=3).tolist())
         draw.ellipse((left, top, left + across, top + down), fill=color)
     grain = random.integers(-20, 21, size=shades.shape)
     return np.clip(np.asarray(picture).astype(int) + grain, 0, 255).astype(np.uint8)

@@ -107,9 +107,10 @@ def parity(found: np.ndarray, expected: np.ndarray, labels: torch.Tensor, geomet
 
 def recall_at_1(vectors: np.ndarray, labels: torch.Tensor, geometry: str) -> float:
     """Each image against the others of the sample."""
+    compared: Any = geometry  # annotated as one of three words
     try:
-        found: dict[str, float] = evaluate(
-            torch.from_numpy(vectors), labels, metrics=("recall@1",), similarity=geometry
+        found = evaluate(
+            torch.from_numpy(vectors), labels, metrics=("recall@1",), similarity=compared
         )
     except ValueError as error:
         raise RunError(f"the sample of images cannot be evaluated: {error}.") from error

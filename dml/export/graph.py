@@ -12,6 +12,9 @@ from dml.types import Embeddings
 class FromCrops(nn.Module):
     """Cropped images, uint8 [n, 3, s, s], to embeddings: normalisation and the encoder."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder

@@ -21,7 +21,7 @@ from dml.index.making import (
     show_unreadable,
     write_unreadable,
 )
-from dml.index.opening import open_index, open_local
+from dml.index.opening import open_local, open_named
 from dml.index.searchable import Searchable
 from dml.index.servers import ServerIndex
 from dml.index.store import Index
@@ -35,14 +35,14 @@ OF_IMAGES = {"encoder", "split", "batch_size", "workers", "device"}
 
 def add(given: dict[str, Any]) -> int:
     """`add=DIR out=INDEX`."""
-    index = open_index(given["out"])
+    index = open_named("out", given["out"])
     if Path(given["add"]).suffix in (".npz", ".npy"):
         return add_embeddings(index, given)
     bundle = inputs.bundle_of(index, given.get("encoder"))
     found = listed("add", given)
     with files.locked(index.path):
         index.close()
-        index = open_index(given["out"])
+        index = open_named("out", given["out"])
         known = known_below(index, found.root)
         fresh = [number for number, path in enumerate(found.paths) if path not in known]
         new = Listing(
@@ -94,7 +94,7 @@ def add_embeddings(index: Searchable, given: dict[str, Any]) -> int:
         raise ConfigurationError([Problem(where, what)])
     with files.locked(index.path):
         index.close()
-        index = open_index(given["out"])
+        index = open_named("out", given["out"])
         append(index, source)
     index.close()
     say(index.path)
@@ -132,10 +132,10 @@ def append(index: Searchable, source: Source) -> None:
 
 def remove(given: dict[str, Any]) -> int:
     """`remove=NAME out=INDEX`."""
-    index = open_index(given["out"])
+    index = open_named("out", given["out"])
     with files.locked(index.path):
         index.close()
-        index = open_index(given["out"])
+        index = open_named("out", given["out"])
         if isinstance(index, ServerIndex):
             named = {image.row: image.path for image in index.everything()}
         else:
@@ -179,7 +179,7 @@ def matching(pattern: str, named: dict[int, str]) -> set[int]:
 
 def rebuild(given: dict[str, Any]) -> int:
     """`rebuild=INDEX index=...`."""
-    index = open_local(given["rebuild"], "rebuild")
+    index = open_local("rebuild", given["rebuild"])
     search = index.manifest["search"]
     wanted, parameters = given.get("index"), given.get("parameters")
     if wanted is None and parameters is None and search["kind"] not in faiss_index.KINDS:
@@ -190,7 +190,7 @@ def rebuild(given: dict[str, Any]) -> int:
     check_recipe(asked, len(index), index.dim, index.similarity)
     with files.locked(index.path):
         index.close()
-        index = open_local(given["rebuild"], "rebuild")
+        index = open_local("rebuild", given["rebuild"])
         recipe = faiss_index.recipe(wanted, len(index), index.dim, parameters)
         with share_bar(f"Building {recipe.factory}") as progress:
             writing.rebuild(index, recipe, progress)

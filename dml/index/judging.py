@@ -15,7 +15,7 @@ from dml.errors import ConfigurationError, Problem, RunError
 from dml.index import embedding, files, inputs, measuring, writing
 from dml.index.hits import Calibration
 from dml.index.making import embed, listed, plan_of, summary
-from dml.index.opening import open_index, open_local
+from dml.index.opening import open_local, open_named
 from dml.index.page import one_line
 from dml.index.searchable import Searchable
 from dml.index.servers import ServerIndex
@@ -33,7 +33,7 @@ def tune(given: dict[str, Any]) -> int:
     if find_spec("matplotlib") is None:
         what = "draws with matplotlib: pip install 'dml[index]'."
         raise ConfigurationError([Problem(f"tune={given['tune']}", what)])
-    index = open_local(given["tune"], "tune")
+    index = open_local("tune", given["tune"])
     out = Path(given.get("out", given["tune"])).expanduser().absolute()
     if not out.is_dir():
         raise ConfigurationError([Problem(f"out={given.get('out')}", "is no directory.")])
@@ -68,7 +68,7 @@ def calibrate(given: dict[str, Any]) -> int:
     """`calibrate=INDEX fmr=...`."""
     from dml.index import calibrating
 
-    index = open_index(given["calibrate"])
+    index = open_named("calibrate", given["calibrate"])
     vectors, codes, source = labelled(index, given)
     with share_bar("Comparing pairs") as progress:
         found = calibrating.calibrate(
@@ -176,7 +176,7 @@ def labels_in(index: Searchable) -> tuple[np.ndarray, list[str | None]]:
 
 def check(given: dict[str, Any]) -> int:
     """`check=INDEX`: exit code 1 (RunError) for damage; images that have gone are told."""
-    index = open_index(given["check"], root=given.get("root"))
+    index = open_named("check", given["check"], given.get("root"))
     lines = [f"{summary(index)}."]
     if isinstance(index, ServerIndex):
         lines.append(f"The {index.kind} collection at {index.address} is there.")

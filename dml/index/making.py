@@ -57,7 +57,8 @@ def build_from_embeddings(given: dict[str, Any]) -> int:
     source, similarity = inputs.embeddings_of(
         "embeddings", word, given.get("similarity"), given.get("labels")
     )
-    check_recipe(given, *source.embeddings.shape, similarity)
+    count, dim = source.embeddings.shape
+    check_recipe(given, count, dim, similarity)
     directory = new_directory(given["out"], resumes=False)
     with files.locked(directory):
         make(directory, source, similarity, None, given)

@@ -14,6 +14,7 @@ from dml.index.vectors import exact_candidates, scores
 QUERIES = 1000
 K = 10
 ROUNDING = 1e-6
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,16 @@ def truth(index: Index, k: int = K, queries: np.ndarray | None = None, seed: int
     return Truth(queries, own, least, k)
 
 
-def measure(index: Index, truth: Truth, parameters: str | None = None) -> Measured:
-    """Recall and speed of an index as it is opened; parameters: what to call them (else its own)."""
+def measure(index: Index, truth: Truth) -> Measured:
+    """Recall and speed of an index as it is opened; speed is the best of some searches."""
     import faiss
 
-    begin, cpu = time.perf_counter(), time.process_time()
-    found, _ = index.search(truth.queries, max(truth.k, 1), exclude=truth.own)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    found, seconds, cpu = timed_search(index, truth)
+    for _ in range(REPEATS - 1):
+        if seconds > 1:
+            break
+        _, *again = timed_search(index, truth)
+        seconds, cpu = min(seconds, again[0]), min(cpu, again[1])
     # Within rounding of the k-th score, however the queries were put together.
     least = truth.least - ROUNDING * np.maximum(1, np.abs(truth.least))
     recall = float((found >= least[:, None]).mean()) if truth.k else 1.0
@@ -96,7 +100,7 @@ def measure(index: Index, truth: Truth, parameters: str | None = None) -> Measur
         size = faiss_index.size_of(index.faiss_index) / index.rows
     return Measured(
         kind=index.manifest["search"]["factory"],
-        parameters=index.manifest["search"]["parameters"] if parameters is None else parameters,
+        parameters=index.manifest["search"]["parameters"],
         recall=recall,
         queries_per_second=len(truth.queries) / max(seconds, 1e-9),
         cpu_seconds=cpu,
@@ -105,6 +109,13 @@ def measure(index: Index, truth: Truth, parameters: str | None = None) -> Measur
         threads=faiss.omp_get_max_threads(),
         k=truth.k,
     )
+
+
+def timed_search(index: Index, truth: Truth) -> tuple[np.ndarray, float, float]:
+    """Scores [q, k], seconds of the clock, and seconds of all cores."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    found, _ = index.search(truth.queries, max(truth.k, 1), exclude=truth.own)
+    return found, time.perf_counter() - begin, time.process_time() - cpu
 
 
 def table(rows: list[Measured]) -> Table:

@@ -42,9 +42,17 @@ def open_index(path: str | Path, root: str | Path | None = None, verify: bool = 
     raise AssertionError("unreachable")
 
 
-def open_local(value: str, word: str) -> Index:
-    """An index in a directory.  Raises ConfigurationError for one in a server."""
-    index = open_index(value)
+def open_named(word: str, value: str, root: str | None = None) -> Searchable:
+    """`open_index` for a word of a command line.  Raises ConfigurationError: there is no index."""
+    if not files.exists(Path(value).expanduser()):
+        what = f"holds no {files.FILE}: it is no index. dml-index makes one."
+        raise ConfigurationError([Problem(f"{word}={value}", what)])
+    return open_index(value, root)
+
+
+def open_local(word: str, value: str) -> Index:
+    """`open_named` for an index in a directory.  Raises ConfigurationError for one in a server."""
+    index = open_named(word, value)
     if not isinstance(index, Index):
         what = f"is kept by {index.kind}, which builds and tunes its own index."
         raise ConfigurationError([Problem(f"{word}={value}", what)])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,8 +13,12 @@ from dml.data.decode import ImageFile, UnreadableImage, to_rgb, unreadable
 QUALITY = 80
 
 
-def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(
+    source: Path | bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Image.Image:
     """A file, or the bytes of one, as RGB; of an animation the first frame, as training reads it.
+
+    formats: names of Pillow's that bytes may be in, None: all.
 
     Raises UnreadableImage: no image, truncated, or more pixels than `max_pixels`, which its header tells
     before anything is decoded.
@@ -23,7 +28,7 @@ def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         check_size(file.width, file.height, max_pixels)
         return file.image()
     try:
-        with Image.open(io.BytesIO(source)) as image:
+        with Image.open(io.BytesIO(source), formats=formats) as image:
             check_size(image.width, image.height, max_pixels)
             return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

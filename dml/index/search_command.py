@@ -16,7 +16,7 @@ from dml.data.files import missing_part
 from dml.errors import ConfigurationError, Problem, RunError
 from dml.index import inputs, listing
 from dml.index.hits import Hit
-from dml.index.opening import open_index
+from dml.index.opening import open_named
 from dml.index.options import Parser, parsed, several, text, truth, whole
 from dml.index.page import Answer, one_line, write_page
 from dml.index.searchable import Searchable
@@ -136,7 +136,7 @@ def serve_options() -> dict[str, tuple[Parser, Any, str]]:
 def serve(given: dict[str, Any]) -> int:
     """Answer requests until stopped."""
     values = {name: given.get(name, default) for name, (_, default, _) in serve_options().items()}
-    index = open_index(given["index"], given.get("root"))
+    index = open_named("index", given["index"], given.get("root"))
     encoder = inputs.bundle_of(index, given.get("encoder")).load(given.get("device"))
     from dml.serve.app import serve as run_service
 
@@ -154,7 +154,7 @@ def search(given: dict[str, Any], of_rerank: Sequence[str]) -> int:
         from dml.index import rerank
 
         step = rerank.step(given["rerank"], of_rerank)
-    index = open_index(given["index"], given.get("root"))
+    index = open_named("index", given["index"], given.get("root"))
     where = given.get("where")
     if where is not None and where not in index.labels:
         from dml.config import compose

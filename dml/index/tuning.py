@@ -80,29 +80,34 @@ def write_csv(rows: list[Measured], path: Path) -> None:
 
 
 def plot(rows: list[Measured], path: Path, title: str) -> None:
-    """Recall against queries per second, one line per index; larger marks take more memory."""
+    """What is missed, on a logarithmic scale, against queries per second: one line per index."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 5.5), layout="constrained")
     best = frontier(rows)
+    least = 0.5 / (rows[0].queries * rows[0].k)  # what finds all has no place on the scale
     for factory in dict.fromkeys(row.kind for row in rows):
         mine = sorted((r for r in rows if r.kind == factory), key=lambda r: r.recall)
-        label = f"{factory} ({mine[0].bytes_per_image:,.0f} bytes per image)"
-        recall = [row.recall for row in mine]
-        (line,) = axes.plot(recall, [r.queries_per_second for r in mine], "o-", label=label, ms=4)
-        for row in mine:
+        label = f"{factory}, {mine[0].bytes_per_image:,.0f} bytes"
+        missed = [max(1 - row.recall, least) for row in mine]
+        (line,) = axes.plot(missed, [r.queries_per_second for r in mine], "o-", label=label, ms=4)
+        for x, row in zip(missed, mine, strict=True):
+            at, value = (x, row.queries_per_second), row.parameters.partition("=")[2]
             if row in best:
-                at = (row.recall, row.queries_per_second)
                 axes.plot(*at, "o", ms=9, mfc="none", color=line.get_color())
-                axes.annotate(
-                    row.parameters, at, fontsize=7, xytext=(5, 4), textcoords="offset points"
-                )
-    axes.set(xlabel=f"recall@{rows[0].k}", ylabel="queries per second", yscale="log", title=title)
+            style = {"fontsize": 7, "color": line.get_color(), "textcoords": "offset points"}
+            axes.annotate(value, at, xytext=(5, 4), **style)
+    axes.set(xscale="log", yscale="log", ylabel="queries per second", title=title)
+    axes.set_xlabel(
+        f"missed of the {rows[0].k} nearest: 1 - recall@{rows[0].k}; at the right edge: none"
+    )
+    axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="circles: on the frontier", title_fontsize=8)
+    told = "index, bytes per image\ncircle: on the frontier\nnumber: nprobe or efSearch"
+    figure.legend(loc="outside right upper", fontsize=8, title=told, title_fontsize=8)
     data: Any = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)
     pyplot.close(figure)

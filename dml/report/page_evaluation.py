@@ -74,6 +74,8 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
     ConfigurationError: images or the trunk's weights are not where the record says, or `elsewhere` names
     other options.
     """
+    import torch
+
     from dml import measure
     from dml.data.images import BadImages
 
@@ -85,7 +87,7 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
     untrained = measure.untrained_encoder(config, trained.normalize)
     # On the kind of device that made the record's numbers, so that they come out the same.
     on_cpu = finished["hardware"]["device"] == "cpu"
-    device = measure.torch.device("cpu") if on_cpu else measure.default_device()
+    device = torch.device("cpu") if on_cpu else measure.default_device()
     for encoder in (trained, untrained):
         encoder.to(device).eval()
     found = measure.embed_split(

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a sweep: mean and spread of every combination, and each of its jobs."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def page(plan: Mapping[str, Any], directory: Path, beside: Path) -> str:
         ("theme.js",),
         title=f"Sweep over {', '.join(varied)}" if varied else "Sweep",
         name=directory.absolute().name,
-        command=f"{plan['program']} -m {' '.join(plan['words'])}",
+        command=f"{plan['program']} -m {shlex.join(plan['words'])}",
         varied=varied,
         keys=keys,
         metrics=metrics,

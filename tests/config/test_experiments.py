@@ -100,7 +100,9 @@ def test_every_file_composes_and_fits_its_data(chunk, published, tmp_path):
             if name.startswith("zero_"):
                 config = eval_request.checked(words).subjects[0].config
             else:
-                config = cli.checked(words)[0].config
+                composed, index = cli.checked(words)
+                config = composed.config
+                wrong |= wrong_epochs(name, len(build.sampler(config, index.part("train"))))
         except ConfigurationError as error:
             wrong[name] = str(error)
             continue
@@ -111,6 +113,13 @@ def test_every_file_composes_and_fits_its_data(chunk, published, tmp_path):
         if left := sets - chosen - {"selection", "evaluation"}:
             wrong[name] = f"sets values of {left} without choosing a file of these groups"
     assert not wrong
+
+
+def wrong_epochs(name: str, batches: int) -> dict[str, str]:
+    """A schedule counts steps; its comment says of how many batches the paper's epochs are made."""
+    text = (compose.config_dir() / "experiment" / f"{name}.yaml").read_text()
+    said = {int(number) for number in re.findall(r"epochs.* of (\d+) batches", text)}
+    return {} if said <= {batches} else {name: f"epochs of {batches} batches, not {said}"}
 
 
 def test_shared_bases_are_no_experiments():
@@ -351,10 +360,13 @@ def test_evaluation_without_training_keeps_its_pins(published, tmp_path):
     assert eval_request.checked([*words, "backbone.resize=224", "unpin=true"])
 
 
-def test_evaluation_sends_experiments_that_train_to_training(published, tmp_path):
+def test_each_command_sends_the_others_experiments_there(published, tmp_path):
     with pytest.raises(ConfigurationError) as caught:
         eval_request.checked([f"experiment={TRIPLET}", f"data.root={tmp_path}"])
     assert "trains an encoder. Train it: dml-train experiment=" in str(caught.value)
+    zero = "experiment=zero_dino_vits16_cub200"
+    told = f"trains nothing. Evaluate it: dml-eval {zero} data.root=DIR"
+    assert problems(zero, f"data.root={tmp_path}") == {zero: told}
 
 
 def test_checks_of_experiments_cover_every_group():
