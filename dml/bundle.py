@@ -251,10 +251,8 @@ def load_encoder(
     Raises BundleError: no bundle, another format version, missing, damaged or foreign files, or an
     embedding of the probe image that is not the recorded one.
     """
-    if str(bundle).startswith(HUB):
-        directory = downloaded(str(bundle), token)
-    else:
-        directory = Path(bundle).expanduser()
+    name = str(bundle)
+    directory = downloaded(name, token) if name.startswith(HUB) else Path(name).expanduser()
     description = bundle_format.read(directory)
     bundle_format.check_files(directory, description, (WEIGHTS, PROBE))
     image, expected = read_probe(directory / PROBE, description.dim)

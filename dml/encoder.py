@@ -191,8 +191,10 @@ class Encoder(nn.Module):
 
     def scale(self, vectors: Float[Tensor, "n d"]) -> Embeddings:
         """Vectors to embeddings: of length 1, unless the loss needs their own."""
+        if not self.normalize:
+            return vectors
         with torch.autocast(vectors.device.type, enabled=False):
-            return F.normalize(vectors, dim=-1) if self.normalize else vectors
+            return F.normalize(vectors, dim=-1)
 
     def embed(self, pooled: Float[Tensor, "n c"]) -> Embeddings:
         """Pooled features to float32 embeddings."""

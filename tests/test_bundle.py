@@ -193,7 +193,6 @@ def test_several_threads_at_once(encoder):
         ([torch.zeros(5, 64, 64, dtype=torch.uint8)], ValueError, r"not uint8 \[5, 64, 64\]"),
         ([np.zeros((0, 9, 3), np.uint8)], UnreadableImage, "9 x 0 pixels"),
     ],
-    ids=str,
 )
 def test_what_is_no_image_is_refused(encoder, images, error, message):
     with pytest.raises(error, match=message):

@@ -159,6 +159,7 @@ def quiet() -> Iterator[None]:
     roots = logging.getLogger().level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated.*")
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the graph is compared anyway
         warnings.filterwarnings("ignore", message=".*No complete tensor found in the group.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         warnings.filterwarnings("ignore", message=".*The tensor attributes? .* assigned during.*")

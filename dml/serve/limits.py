@@ -17,6 +17,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+DRAINED = 10  # times the largest upload: what is read of a larger one before it is refused
+LINGER = 3  # seconds that this may take
 # Nothing from elsewhere, no inline script or style, no frame around the page.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -55,6 +57,8 @@ class Limits:
         if not self.knows(headers.get(b"host", b"").decode("latin-1")):
             await request.refuse(400, "The Host header names another machine than this one.")
         elif not length.isdigit() or int(length) > self.options.max_upload:
+            if b"expect" not in headers:  # else the client waits for leave to send
+                await request.drain()
             await request.refuse(413, too_large(self.options))
         elif self.active >= self.options.max_requests:
             await request.refuse(503, "Too many requests at a time. Try again in a second.")
@@ -105,8 +109,24 @@ class Request:
             self._bytes += len(message.get("body", b""))
             self.arrived = not message.get("more_body", False)
             if self._bytes > self._options.max_upload:
+                await self.drain()
                 raise HTTPException(413, too_large(self._options))
         return message
+
+    async def drain(self) -> None:
+        """Let the rest of the body go by, within reason.
+
+        A connection closed with bytes unread is reset, and the client never sees why.
+        """
+        most = self._bytes + DRAINED * self._options.max_upload
+        try:
+            async with asyncio.timeout(LINGER):
+                while not self.arrived and self._bytes <= most:
+                    message = await self._receive()
+                    self._bytes += len(message.get("body", b""))
+                    self.arrived = not message.get("more_body", False)
+        except TimeoutError:
+            return  # it takes too long, and is reset
 
     async def send(self, message: Message) -> None:
         """A part of the response."""

@@ -23,7 +23,9 @@ from dml.serve.batching import Batcher
 from dml.serve.options import Options
 
 # What uploads may be: the formats of training, and none that starts other programs (EPS runs Ghostscript).
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
+WANTED = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
+Image.init()
+FORMATS = [name for name in WANTED if name in Image.OPEN]  # AVIF: not in every build of Pillow
 SIDE = 240  # pixels of the longer side of a thumbnail
 KEPT = 2048  # thumbnails in memory, some 10 kB each
 LAST_ROW = 2**63 - 1
@@ -158,7 +160,8 @@ class Service:
         data = file.read_bytes()
         try:
             with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header alone
-                kind = Image.MIME[str(image.format)]
+                # several JPEGs in a file (MPO, of some cameras): browsers show the first
+                kind = Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise unreadable(error) from error
         return Picture(data, kind, tag(data))
