@@ -123,7 +123,7 @@ class DmlModule(pl.LightningModule):
         if not self.second_pass:
             self.log("train/loss", shown, prog_bar=True, batch_size=sum(rows))
             if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-                self.log_dict(self.rates())  # where Lightning writes a row; it costs a millisecond
+                self.log_dict(self.rates())  # only where Lightning writes a row
         return loss
 
     def rates(self) -> dict[str, float]:

@@ -82,7 +82,7 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
         memory = distributed.largest(peak_memory(fitted.device))
         if not distributed.is_first():
             return None
-        result = {
+        content = {
             "format": record.FORMAT,
             "command": record.command(),
             "overrides": composed.overrides,
@@ -101,6 +101,7 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
             "checkpoint": fitted.checkpoint,
             "metrics": metrics,
         }
+        result = record.sealed(content)
         record.write(result, begun.run_dir)
         assert tested is not None
         shown = Gallery(tested, index.part("test"), begun.encoder.preprocess)

@@ -5,6 +5,7 @@ Started by test_distributed.py, once for many runs: a process needs seconds to i
 IN: a pickle, name -> (Composed, ImageIndex).  OUT: a folder; OUT/<name> is the run directory.
 """
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from dml import cli, distributed, run
 from dml.config import compose
 from dml.config.compose import Composed
 from dml.data.index import ImageIndex, ImageSet
+from dml.processes import STORE
 
 
 def ten_steps(composed: Composed, index: ImageIndex, run_dir: Path) -> None:
@@ -37,6 +39,7 @@ def main() -> None:
     cli.set_up_log()
     cases, out = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     for name, (composed, index) in cases.items():
+        os.environ[STORE] = str(out / f"{name}.store")  # a file serves one meeting
         ten_steps(composed, index, out / name)
 
 

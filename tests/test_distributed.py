@@ -73,11 +73,11 @@ def glyphs(cache: Path, *more: str) -> list[str]:
     return ["data=glyphs", f"data.root={cache}", *NETWORK, *steps, *more]
 
 
-def environment(rank: int, world: int, store: Path) -> dict[str, str]:
-    """Of one process of several, as `processes.start` and torchrun make it."""
+def environment(rank: int, world: int) -> dict[str, str]:
+    """Of one process of several, as torchrun makes it."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     own |= {"OMP_NUM_THREADS": 1, "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": ROOT}
-    return {**os.environ, **{k: str(v) for k, v in own.items()}, processes.STORE: str(store)}
+    return {**os.environ, **{k: str(v) for k, v in own.items()}}
 
 
 def prepared(cases: dict[str, tuple[str, ...]], cache: Path) -> bytes:
@@ -95,7 +95,7 @@ def ten_steps(ready: bytes, world: int, folder: Path) -> dict[str, dict]:
     started = [
         subprocess.Popen(
             [sys.executable, distributed_cases.__file__, folder / "cases", folder],
-            env=environment(rank, world, folder / "store"),
+            env=environment(rank, world),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -343,9 +343,8 @@ def test_a_list_of_devices_is_of_gpus(cache, tmp_path):
 
 def test_processes_started_without_trainer_ddp_are_refused(cache, tmp_path, monkeypatch):
     """Else eight copies of one run would write into one directory."""
-    for name, value in environment(1, 4, tmp_path).items():
+    for name, value in environment(1, 4).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(processes.STORE)
     said = problem(digits(cache, tmp_path / "run"))
     assert "torchrun started 4 processes on this machine" in said
     assert "Add trainer=ddp" in said

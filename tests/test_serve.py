@@ -579,6 +579,15 @@ def test_loopback_unless_told_otherwise():
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
+def test_the_documentation_tells_the_defaults():
+    text = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \| (\S+) \| (.*) \|$", text, re.MULTILINE)
+    assert told == [
+        (name, f"{default:.12g}" if isinstance(default, float) else str(default), help)
+        for name, (_, default, help) in OPTIONS.items()
+    ]
+
+
 def test_an_address_that_cannot_be_had_is_told(place):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -595,6 +604,7 @@ def test_wrong_options_are_told(place, word):
         search_command.run([f"index={place / 'ix'}", "serve=true", word])
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_it_stops_cleanly_by_ctrl_c_and_by_sigterm(place):
     code = "from dml.cli import search; search()"
     words = [sys.executable, "-c", code, f"index={place / 'ix'}", "serve=true", "port=0"]
@@ -706,10 +716,10 @@ def test_upload_filter_and_click_in_a_browser(view, place, server):
     assert view.inner_text("#found") == "12 nearest"
     assert labels_shown(view)[0] == "crow"
     assert view.inner_text("#status") == "12 nearest"  # said aloud
-    view.wait_for_function("document.querySelector('.query img').naturalWidth > 0")
-    view.wait_for_function("document.querySelector('.tile img').naturalWidth > 0")
+    view.evaluate("document.querySelector('.query img').decode()")
+    view.evaluate("document.querySelector('.tile img').decode()")
     view.select_option("#label", "owl & co")  # the upload is kept
-    view.wait_for_function("document.getElementById('found').textContent.includes('owl')")
+    view.locator("#found", has_text="owl").wait_for()
     assert labels_shown(view) == ["owl & co"] * PER_CLASS
     assert view.evaluate("document.documentElement.scrollWidth") <= 390
     view.click(".tile >> nth=1")

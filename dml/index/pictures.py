@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +13,7 @@ QUALITY = 80
 
 
 def open_picture(
-    source: Path | bytes, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    source: Path | bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """A file, or the bytes of one, as RGB; of an animation the first frame, as training reads it.
 

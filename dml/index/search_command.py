@@ -37,6 +37,8 @@ rerank=k_reciprocal      or query_expansion; rerank.k1=20 and so on change its v
 include_self=true        keep the query itself, where it is an image of the index
 encoder=BUNDLE           where the encoder is now; root=DIR where the images are now, if they have moved
 device=cpu               else a GPU where there is one
+
+With serve=true also host, port and limits, as docs/search.md lists them under "Serving".
 """
 OPTIONS: dict[str, Parser] = {
     "index": text,

@@ -37,7 +37,7 @@ class Options:
     port: int = option(8000, whole(0, 65535), "0: any that is free")
     max_upload_mb: float = option(10.0, positive("megabytes"), "largest request, in 10^6 bytes")
     max_pixels: int = option(50_000_000, whole(1), "largest image; its header tells")
-    timeout: float = option(30.0, positive("seconds"), "longest time of a request")
+    timeout: float = option(30.0, positive("seconds"), "longest time of a request, in seconds")
     max_requests: int = option(256, whole(1), "at a time; more are told to come again")
     max_batch: int = option(32, whole(1), "images that are embedded together")
     batch_wait_ms: float = option(

@@ -30,12 +30,12 @@ def router(service: Service) -> APIRouter:
     pages = APIRouter(include_in_schema=False)
     template = environment().get_template("search.html.j2")
 
-    def page(
+    async def page(
         status: int, k: int, label: str | None, query: Mapping[str, Any] | None = None, **more: Any
     ) -> Response:
         context = {"hits": None, "problem": None, "examples": [], **more}
         if context["hits"] is None:
-            context["examples"] = service.some(EXAMPLES)
+            context["examples"] = await service.in_thread(service.some, EXAMPLES)
         text = template.render(
             name=service.index.path.name,
             images=len(service.index),
@@ -52,12 +52,12 @@ def router(service: Service) -> APIRouter:
         headers = {"Cache-Control": "no-store"}
         return HTMLResponse(text.encode("utf-8", "replace"), status, headers)
 
-    def failed(error: Exception, k: int, label: str | None) -> Response:
+    async def failed(error: Exception, k: int, label: str | None) -> Response:
         """The page with what was wrong; errors that nobody foresaw go on."""
         found = told(error)
         if found is None:
             raise error
-        return page(found[0], k, label if label in service.labels else None, problem=found[1])
+        return await page(found[0], k, label if label in service.labels else None, problem=found[1])
 
     @pages.get("/")
     async def by_link(
@@ -68,13 +68,14 @@ def router(service: Service) -> APIRouter:
         try:
             service.label(label)
             if row is None:
-                return page(200, k, label)
-            item, hits = service.item(row), await service.by_row(row, k, label)
+                return await page(200, k, label)
+            hits = await service.by_row(row, k, label)
+            item = await service.in_thread(service.item, row)
         except Exception as error:
-            return failed(error, k, label)
+            return await failed(error, k, label)
         picture = None if item.file is None else f"/api/images/{row}?size=thumbnail"
         about = {"row": row, "name": item.path, "label": item.label, "picture": picture}
-        return page(200, k, label, about, hits=hits)
+        return await page(200, k, label, about, hits=hits)
 
     @pages.post("/")
     async def by_form(
@@ -91,14 +92,14 @@ def router(service: Service) -> APIRouter:
             hits = await service.by_upload(data, k, label)
             picture = await service.upload_as_data_url(data)
         except Exception as error:
-            return failed(error, k, label)
+            return await failed(error, k, label)
         about = {
             "row": None,
             "name": image.filename or "your image",
             "label": None,
             "picture": picture,
         }
-        return page(200, k, label, about, hits=hits)
+        return await page(200, k, label, about, hits=hits)
 
     return pages
 

@@ -25,7 +25,7 @@ from dml.serve.options import Options
 # What uploads may be: the formats of training, and none that starts other programs (EPS runs Ghostscript).
 WANTED = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 Image.init()
-FORMATS = [name for name in WANTED if name in Image.OPEN]  # AVIF: not in every build of Pillow
+FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # AVIF: not in every build of Pillow
 SIDE = 240  # pixels of the longer side of a thumbnail
 KEPT = 2048  # thumbnails in memory, some 10 kB each
 LAST_ROW = 2**63 - 1
@@ -86,10 +86,7 @@ class Service:
 
     async def by_row(self, row: int, k: int, label: str | None) -> list[Hit]:
         """The images nearest to an indexed one, itself left out.  Raises NotFound, UnknownLabel."""
-        where = self.label(label)
-        self.item(row)
-        vectors = self.index.vectors([row])
-        return await self.in_thread(self._hits, vectors, k, where, np.array([row]))
+        return await self.in_thread(self._similar, row, k, self.label(label))
 
     def label(self, name: str | None) -> str | None:
         """The class of the index that is shown as `name`; None for None and for the empty text."""
@@ -100,7 +97,7 @@ class Service:
         return self.labels[name]
 
     def item(self, row: int) -> Item:
-        """An indexed image.  Raises NotFound."""
+        """An indexed image.  Raises NotFound.  Blocks, as the index may be kept by a server."""
         try:
             if not 0 <= row <= LAST_ROW:
                 raise ValueError("out of range")
@@ -109,7 +106,7 @@ class Service:
             raise NotFound(f"There is no image number {row} in this index.") from error
 
     def some(self, count: int) -> list[Item]:
-        """Images from all over the index, to begin with; fewer where some were removed."""
+        """Images from all over the index, to begin with; fewer where some were removed.  Blocks."""
         found = []
         for row in np.unique(np.linspace(0, len(self.index) - 1, count).astype(int)):
             try:
@@ -126,6 +123,10 @@ class Service:
             raise UnreadableImage(f"{image.width} x {image.height} pixels are too narrow")
         return self.encoder.pixels(image)
 
+    def _similar(self, row: int, k: int, where: str | None) -> list[Hit]:
+        self.item(row)
+        return self._hits(self.index.vectors([row]), k, where, np.array([row]))
+
     def _hits(
         self, vectors: np.ndarray, k: int, where: str | None, exclude: np.ndarray | None
     ) -> list[Hit]:
@@ -138,7 +139,7 @@ class Service:
 
         The file is the index's own: a row is all that a request can say.
         """
-        file = self.item(row).file
+        file = (await self.in_thread(self.item, row)).file
         if file is None:
             raise NotFound(f"The file of image number {row} is gone.")
         try:
