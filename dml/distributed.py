@@ -80,17 +80,18 @@ def speak_torchrun(here: Place) -> None:
     """Put into torchrun's variables what Slurm's say."""
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
-    address = os.environ.get("MASTER_ADDR", slurm.main_address)
-    port = os.environ.get("MASTER_PORT", str(slurm.main_port))
-    os.environ.update(
-        MASTER_ADDR=address,
-        MASTER_PORT=port,
+    told = os.environ
+    first = SLURMEnvironment.resolve_root_node_address(told["SLURM_STEP_NODELIST"])
+    told.setdefault("MASTER_ADDR", first)
+    # One for each step of the cluster's jobs, so that two on a machine do not meet.
+    port = 15000 + (int(told["SLURM_JOB_ID"]) * 8 + int(told["SLURM_STEP_ID"])) % 16000
+    told.setdefault("MASTER_PORT", str(port))
+    told.update(
         RANK=str(here.rank),
         WORLD_SIZE=str(here.world_size),
         LOCAL_RANK=str(here.local_rank),
         LOCAL_WORLD_SIZE=str(here.local_world_size),
-        GROUP_RANK=os.environ["SLURM_NODEID"],
+        GROUP_RANK=told["SLURM_NODEID"],
     )
 
 

@@ -118,6 +118,10 @@ def problems(config: DictConfig) -> list[Problem]:
 def to_start(config: DictConfig) -> int:
     """How many processes of this machine the run still needs started; 0: this one is all, or one of all."""
     here = place()
+    if here.world_size > 1:
+        # Read when torch is imported. DistributedDataParallel says at length that it looks for unused
+        # parameters, and finds none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if here.started_by or here.world_size > 1:
         return 0
     number = number_of(config.trainer.devices)
@@ -143,8 +147,6 @@ def start(words: list[str], count: int) -> int:
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads_for(count)),
-            # DistributedDataParallel says at length that it looks for unused parameters in vain.
-            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
             STORE: str(Path(folder) / "store"),
             TYPED: json.dumps(sys.argv),
         }
