@@ -5,9 +5,9 @@
 root: the folder with labels.csv (path, label, split).  weights: for timm's mobilenetv2_035.
 Everything a user of that library would write by hand is written by hand: torchvision's transforms, its
 image loader, the library's sampler, miners and losses, torch's optimizer and schedule. The values (rates,
-epochs, crop, size of a batch, parameters of the losses) are read from configs/experiment/birds100_<loss>.yaml,
-so that both sides train by one recipe. Where the library's form of a loss is another than ours, it
-is used as it is: Proxy-NCA with the positive in the denominator.
+epochs, crop, size of a batch, parameters of the losses) are read from
+configs/experiment/birds100_<loss>.yaml, so that both sides train by one recipe. Where the library's form of
+a loss is another than ours, it is used as it is: Proxy-NCA with the positive in the denominator.
 Embeddings are compared as our loss of that name demands and evaluated by `dml.evaluation.evaluate` on both
 sides; the library's own Recall@1 stands beside it. One row per loss and seed is added to `out`;
 rows that are there already are not run again.
@@ -266,7 +266,9 @@ def main() -> None:
     given = dict(word.partition("=")[::2] for word in sys.argv[1:])
     unknown = set(given) - {"root", "weights", "loss", "seed", "out"}
     if unknown or not {"root", "weights"} <= set(given):
-        raise SystemExit(f"{', '.join(sorted(unknown))}: unknown\n{__doc__}" if unknown else __doc__)
+        raise SystemExit(
+            f"{', '.join(sorted(unknown))}: unknown\n{__doc__}" if unknown else __doc__
+        )
     out = Path(given.get("out", OUT))
     for name in given.get("loss", ",".join(LOSSES)).split(","):
         for seed in map(int, given.get("seed", "0,1,2").split(",")):

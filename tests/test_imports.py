@@ -50,7 +50,17 @@ LAYERS = [
     {"loggers"},
     {"run"},
     {"report"},
-    {"cli", "index.search_command", "job", "worker", "sweep", "search", "eval_command", "data_command", "data.doctor.command"},
+    {
+        "cli",
+        "index.search_command",
+        "job",
+        "worker",
+        "sweep",
+        "search",
+        "eval_command",
+        "data_command",
+        "data.doctor.command",
+    },
 ]
 TORCH_FREE = [
     "errors",
