@@ -122,7 +122,8 @@ class DmlModule(pl.LightningModule):
             raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
         if not self.second_pass:
             self.log("train/loss", shown, prog_bar=True, batch_size=sum(rows))
-            if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            trainer: Any = self.trainer  # which gets log_every_n_steps unannounced
+            if (self.global_step + 1) % trainer.log_every_n_steps == 0:
                 self.log_dict(self.rates())  # only where Lightning writes a row
         return loss
 

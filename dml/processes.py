@@ -202,6 +202,8 @@ def ended(started: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
 def verdict(codes: dict[int, int]) -> int:
     """The exit code of the whole, after saying of those that could not speak how they ended."""
     killed = {rank: -code for rank, code in codes.items() if code < 0}
+    if len(killed) == len(codes) and set(killed.values()) <= {signal.SIGINT, signal.SIGTERM}:
+        return 128 + min(killed.values())  # stopped before there was anything to save
     for rank, number in killed.items():
         name = signal.Signals(number).name
         memory = " (out of memory?)" if number == signal.SIGKILL else ""

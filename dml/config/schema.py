@@ -234,7 +234,7 @@ class Trainer(Checked):
                 found.append(Problem(f"{prefix}.devices={list(devices)}", what))
         else:
             fine = devices == "auto" or (whole and devices > 0)
-            if fine and whole and devices > 1 and self.accelerator == "mps":
+            if fine and isinstance(devices, int) and devices > 1 and self.accelerator == "mps":
                 what = f"and {prefix}.accelerator=mps is one device. Add {prefix}.devices=1."
                 found.append(Problem(f"{prefix}.devices={devices}", what))
         if not fine:

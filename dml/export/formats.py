@@ -159,7 +159,8 @@ def quiet() -> Iterator[None]:
     roots = logging.getLogger().level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*is deprecated.*")
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the graph is compared anyway
+        tracer_warning = torch.jit.TracerWarning  # pyright: ignore[reportPrivateImportUsage]
+        warnings.simplefilter("ignore", tracer_warning)  # the graph is compared anyway
         warnings.filterwarnings("ignore", message=".*No complete tensor found in the group.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         warnings.filterwarnings("ignore", message=".*The tensor attributes? .* assigned during.*")
