@@ -261,7 +261,7 @@ def wait_for(path: Path, text: str, seconds: float = 300) -> None:
 @pytest.mark.slow
 def test_one_process_that_fails_ends_all_and_speaks_alone(cache, tmp_path):
     """An image that only the second process reads is broken: its message once, no traceback, exit code 1."""
-    words = digits(cache, tmp_path / "run", "trainer.devices=2", "trainer.timeout=120")
+    words = digits(cache, tmp_path / "run", "trainer.devices=2", *FROZEN)
     _, index = cli.checked(words)
     val = index.part("val")
     broken = val.path(len(val) - 1)
@@ -276,7 +276,7 @@ def test_one_process_that_fails_ends_all_and_speaks_alone(cache, tmp_path):
     assert done.stderr.count("cannot read the image") == 1
     assert "process 1 of 2: Error: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - begun < 900  # and not trainer.timeout, half an hour
     assert "cannot read the image" in (tmp_path / "run" / "log.txt").read_text()
     assert not (tmp_path / "run" / "record.json").exists()
 
