@@ -272,6 +272,9 @@ def fit(
         use_distributed_sampler=False,
         deterministic="warn" if config.trainer.accelerator != "cpu" else True,
     )
+    if config.trainer.precision == "64-true":
+        # Lightning does so too, but after it has loaded the checkpoint, which would round the weights.
+        module.double()
     with stop.listening():
         trainer.fit(
             module,

@@ -438,7 +438,8 @@ class Searching:
         number, path = job.trial["number"], Path(job.directory) / RESULT
         if not path.exists():
             say_how_it_ended(job, code, quiet)
-            self.study.tell(number, state=TrialState.FAIL)
+            if code >= 0:  # by itself; one that was killed is taken up again by the same command
+                self.study.tell(number, state=TrialState.FAIL)
             return
         result = record.read_json(path)
         if result["pruned"]:
@@ -469,12 +470,18 @@ class Searching:
             *(best.number + 1, self.metric, best.value, record.program(), shlex.join(words)),
             *(self.directory / TABLE, self.directory / PLOT),
         )
+        if killed := self.study.get_trials(states=(TrialState.RUNNING,)):
+            log.error(
+                "%d of the trials were killed. The same command goes on with them.", len(killed)
+            )
+            return cli.FAILED
         return 0
 
     def row(self, trial: "FrozenTrial") -> dict[str, Any]:
         """A trial as a line of search.csv."""
         values = dict(w.split("=", 1) for w in trial_words(trial.params, self.distributions))
-        found = {"trial": trial.number + 1, "state": trial.state.name.lower(), **values}
+        state = "killed" if trial.state.name == "RUNNING" else trial.state.name.lower()
+        found = {"trial": trial.number + 1, "state": state, **values}
         directory = self.directory / f"trial{trial.number + 1:04}"
         found["directory"] = directory.name
         if (directory / RESULT).exists():

@@ -224,9 +224,6 @@ def test_the_command_in_two_processes_leaves_the_run_of_one(cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="KNOWN GAP: a run resumed with another number of processes ends with other weights"
-)
 def test_a_run_stopped_with_two_processes_goes_on_with_one(cache, tmp_path):
     """SIGTERM to the command: all processes stop after the same step; resumed alone, it ends alike."""
     more = ("trainer.max_epochs=5", "sampler.batches_per_epoch=20", *FROZEN)

@@ -219,10 +219,10 @@ def test_tensorboard_that_is_not_installed_is_named(cache, monkeypatch):
 
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'dml\[tensorboard\]'"):
-        cli.checked(["logger=tensorboard", f"data.root={cache}"])
+        cli.checked(["logger=tensorboard", "data=digits", f"data.root={cache}"])
 
 
 def test_options_of_another_logger_are_refused(cache):
     """They would have no effect."""
     with pytest.raises(ConfigurationError, match="logger has no option 'project'"):
-        cli.checked(["logger=csv", "logger.project=x", f"data.root={cache}"])
+        cli.checked(["logger=csv", "logger.project=x", "data=digits", f"data.root={cache}"])

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from dml import cli, job, measure, record, run, search, sweep
+from dml import cli, job, measure, record, run, search, search_plot, sweep
 from dml.config import compose
 from dml.errors import ConfigurationError, RunError
 from dml.launchers import Job
@@ -72,6 +72,17 @@ def problem(*words: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
         sweep.run(list(words), pretended)
     return str(caught.value)
+
+
+@pytest.fixture
+def plotted():
+    """Asks for the picture, which takes a second."""
+
+
+@pytest.fixture(autouse=True)
+def _no_plot(request, monkeypatch):
+    if "plotted" not in request.fixturenames:
+        monkeypatch.setattr(search_plot, "draw", lambda study, metric, path: None)
 
 
 # --- spaces
@@ -146,7 +157,13 @@ def test_spaces_that_are_none(key, given, told):
 @pytest.mark.parametrize("name", compose.options_of("search"))
 def test_every_preset_can_be_searched(name, cache, tmp_path):
     """Its ranges lie within those of the options: both ends of each are checked."""
-    words = [f"search={name}", f"data.root={cache}", "dry_run=true", f"run_dir={tmp_path / 'x'}"]
+    words = [
+        f"search={name}",
+        "data=digits",
+        f"data.root={cache}",
+        "dry_run=true",
+        f"run_dir={tmp_path / 'x'}",
+    ]
     if name == "default":
         words.append("search.space.optimizer.lr={low:1e-5,high:1e-2,log:true}")
     assert sweep.run(words, pretended) == 0
@@ -205,7 +222,8 @@ def labelled(folder: Path) -> Path:
     ],
 )
 def test_wrong_searches_are_refused(words, told, cache, tmp_path):
-    assert told in problem(*words, f"data.root={cache}", f"run_dir={tmp_path / 'search'}")
+    words = [*words, "data=digits", f"data.root={cache}"]
+    assert told in problem(*words, f"run_dir={tmp_path / 'search'}")
     assert not (tmp_path / "search").exists()
 
 
@@ -218,7 +236,7 @@ def test_slurm_is_told_how_many_trials_at_a_time(cache):
 # --- going on
 
 
-def test_a_search_ends_with_its_best_and_how_to_train_it(cache, tmp_path, caplog, capsys):
+def test_a_search_ends_with_its_best_and_how_to_train_it(cache, tmp_path, caplog, capsys, plotted):
     folder = tmp_path / "search"
     words = [*tiny(cache), "search=circle", "search.trials=6", f"run_dir={folder}"]
     words.append("search.space.loss.scale=null")
@@ -299,6 +317,28 @@ def test_a_failing_trial_is_told_and_the_others_go_on(cache, tmp_path):
     assert sweep.run(words, failing) == 0
     states = [t.state.name for t in trials(tmp_path / "search")]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_killed_trial_is_taken_up_by_the_same_command(cache, tmp_path, caplog):
+    """Memory that another program took says nothing of the options."""
+    words = [*tiny(cache), "search=circle", "search.trials=3", "search.space.loss.scale=null"]
+    words.append(f"run_dir={tmp_path / 'search'}")
+
+    def killed(jobs, processes, folder):
+        for each in jobs:
+            if each.name == "2":
+                Path(each.directory).mkdir()
+                yield each, -signal.SIGKILL
+            else:
+                yield next(pretended([each], processes, folder))
+
+    assert sweep.run(words, killed) == 1
+    assert "1 of the trials were killed" in caplog.text
+    before = trials(tmp_path / "search")
+    assert sweep.run(words, pretended) == 0
+    after = trials(tmp_path / "search")
+    assert [t.state.name for t in after] == ["COMPLETE"] * 3
+    assert [t.params for t in after] == [t.params for t in before]
 
 
 def test_no_trial_came_to_its_end(cache, tmp_path):

@@ -240,7 +240,7 @@ def test_a_wrong_job_starts_none(cache, tmp_path):
 )
 def test_wrong_sweeps_are_refused(words, told, cache):
     with pytest.raises(ConfigurationError) as caught:
-        sweep.run([*words, f"data.root={cache}"], here)
+        sweep.run([*words, "data=digits", f"data.root={cache}"], here)
     assert told in str(caught.value)
 
 
@@ -291,20 +291,6 @@ def test_two_processes_do_not_run_the_same_sweep(cache, tmp_path):
         other.communicate(b"\n")
 
 
-def test_a_job_of_a_sweep_equals_the_same_run_alone(cache, tmp_path):
-    """Bit for bit, in a process of its own; and its record tells how to make it alone."""
-    folder = tmp_path / "sweep"
-    assert sweep.run(tiny(cache, "seed=3", f"run_dir={folder}"), Local()) == 0
-    words = [word for word in tiny(cache, "seed=3") if word != "-m"]
-    alone = run.train(*cli.checked([*words, f"run_dir={tmp_path / 'alone'}"]))
-    found = record.read(folder / "job")
-    assert alone is not None
-    assert found["metrics"] == alone["metrics"]
-    assert_equal_weights(weights(folder / "job"), weights(tmp_path / "alone"))
-    assert "seed=3" in found["command"]
-    assert "-m" not in found["command"].split()
-
-
 def command(*words: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *words]
 
@@ -322,7 +308,9 @@ def left_alone(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_every_job_of_a_sweep_equals_the_run_alone(cache, tmp_path):
-    """The third as the first: nothing of a job reaches the next."""
+    """Bit for bit, the third as the first: nothing of a job reaches the next. Its record tells how to make
+    it alone.
+    """
     folder = tmp_path / "sweep"
     losses = ("proxy_nca", "circle", "triplet")
     line = tiny(cache, f"loss={','.join(losses)}", f"run_dir={folder}", "trainer.max_epochs=2")
@@ -332,7 +320,10 @@ def test_every_job_of_a_sweep_equals_the_run_alone(cache, tmp_path):
         words = [w for w in line if w != "-m" and key_of(w) not in ("loss", "run_dir")]
         alone = run.train(*cli.checked([*words, f"loss={loss}", f"run_dir={tmp_path / loss}"]))
         assert alone is not None
-        assert record.read(folder / f"loss={loss}")["metrics"] == alone["metrics"]
+        found = record.read(folder / f"loss={loss}")
+        assert found["metrics"] == alone["metrics"]
+        assert f"loss={loss}" in found["command"].split()
+        assert "-m" not in found["command"].split()
         assert_equal_weights(weights(folder / f"loss={loss}"), weights(tmp_path / loss))
 
 
