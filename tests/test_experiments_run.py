@@ -119,7 +119,7 @@ def miniature(
             f"backbone.weights={weights[changed['backbone.name']]}",
             "backbone.pretrained=false",
         ]
-    if name.startswith("reality_check_"):
+    if config.data.protocol == "kfold":
         words.append("data.fold=1")
     return words, changed
 
