@@ -1,10 +1,12 @@
 """Peak memory and time of a training step against trainer.batch_chunks.
 
     python benchmarks/memory.py [chunks=1,2,4,8,16] [batch=512] [size=128] [backbone=mobilenetv2_035]
+                                [device=cuda]
 
 One step of Smooth-AP over the whole batch, forward, backward and AdamW, with BatchNorm frozen. Each number
 of chunks is measured in a process of its own: its largest resident memory, less what was resident before
-the step, on a CPU (Linux); the largest allocation where there is a GPU. Seconds are of the second step.
+the step, on a CPU (Linux); the largest allocation where there is a GPU, which device=cuda insists on. Seconds
+are of the second step.
 """
 
 import ctypes
@@ -13,14 +15,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from dml.record import peak_resident
 
-DEFAULTS = {"chunks": "1,2,4,8,16", "batch": "512", "size": "128", "backbone": "mobilenetv2_035"}
+DEFAULTS = {
+    **{"chunks": "1,2,4,8,16", "batch": "512", "size": "128", "backbone": "mobilenetv2_035"},
+    "device": "",  # cuda where there is one
+}
 MIB = 2**20
 
 
-def measure(chunks: int, batch: int, size: int, backbone: str) -> dict[str, float]:
+def measure(chunks: int, batch: int, size: int, backbone: str, wanted: str) -> dict[str, Any]:
     """One process's figures: bytes before the step and at its peak, wall and processor seconds."""
     import torch
 
@@ -28,7 +34,9 @@ def measure(chunks: int, batch: int, size: int, backbone: str) -> dict[str, floa
     from dml.encoder import Encoder, Head, Trunk, pooled_features
     from dml.losses import SmoothAP
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+    if wanted not in ("", device.type):
+        raise SystemExit(f"device={wanted}: PyTorch finds {device.type} alone here.")
     torch.manual_seed(0)
     trunk = Trunk(backbone, freeze_bn=True)
     encoder = Encoder(trunk, Head(pooled_features(trunk, "avg"), 128)).to(device).train()
@@ -57,6 +65,7 @@ def measure(chunks: int, batch: int, size: int, backbone: str) -> dict[str, floa
     wall, cpu = time.perf_counter(), time.process_time()
     step(images, labels, chunks)
     return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "before": before,
         "peak": peak,
         "wall": time.perf_counter() - wall,
@@ -76,10 +85,8 @@ def main() -> None:
         raise SystemExit(__doc__)
     size = int(options["batch"]), int(options["size"]), options["backbone"]
     if "one" in options:
-        print(json.dumps(measure(int(options["one"]), *size)))
+        print(json.dumps(measure(int(options["one"]), *size, options["device"])))
         return
-    print(f"{size[2]}, {size[0]} images of {size[1]} x {size[1]}, Smooth-AP over all of them")
-    print("chunks  peak MiB  of the step  ratio  wall s  cpu s  ratio")
     first = None
     for chunks in options["chunks"].split(","):
         command = [sys.executable, __file__, *sys.argv[1:], f"one={chunks}"]
@@ -88,7 +95,11 @@ def main() -> None:
             raise SystemExit(done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
         found["step"] = found["peak"] - found["before"]
-        first = first or found
+        if first is None:
+            first = found
+            images = f"{size[0]} images of {size[1]} x {size[1]}"
+            print(f"{found['device']}: {size[2]}, {images}, Smooth-AP over all of them")
+            print("chunks  peak MiB  of the step  ratio  wall s  cpu s  ratio")
         print(
             f"{chunks:>6}  {found['peak'] / MIB:8.0f}  {found['step'] / MIB:11.0f}"
             f"  {found['step'] / first['step']:5.3f}  {found['wall']:6.1f}  {found['cpu']:5.1f}"

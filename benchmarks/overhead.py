@@ -1,17 +1,20 @@
 """Time of our training step against a hand-written loop over the same model, in one run.
 
     python benchmarks/overhead.py [steps=60] [block=1] [backbone=...] [size=...] [batch=...]
-                                  [precision=...] [loop_precision=...] [compile=true] [images=DIR]
+                                  [precision=...] [loop_precision=...] [compile=true]
+                                  [images=DIR] [workers=2] [device=cuda]
 
 On a CPU: mobilenetv2_035, 64 images of 128 x 128 in float32. On a GPU: ResNet-50, 128 images of 224 x 224
 in bf16-mixed. The batches lie on the device already. Ours is DmlModule under Lightning's Trainer with the
 logger and callbacks of a run. After every `block` of its steps the plain loop does as many of its own, from
 the same weights and with the same batches; with compile=true or a loop_precision of its own the loop is the
-plain side of that comparison. The ratio is that of the two sums, and its spread is over tenths of the run.
-Processor time beside wall time: on a busy machine the first is the fairer. Without a GPU it says so.
+plain side of that comparison. The ratio is that of the two sums, and its spread is over tenths of the run;
+the median is of the ratios of a block to the one that followed it, with the interval that holds it at 95 %.
+Processor time beside wall time: on a busy machine the first is the fairer, and the median before the ratio.
+Without a GPU it says so; with device=cuda it then ends.
 
 Then the parts of a step one by one, each waited for, and images per second; with images=DIR (a folder of one
-folder per class) also those with the loader reading files.
+folder per class) also those with the loader reading files in `workers` processes.
 """
 
 import logging
@@ -50,8 +53,11 @@ DEFAULTS = {
     "loop_precision": "",  # that of ours
     "compile": "false",
     "images": "",
+    "workers": "2",
+    "device": "cuda" if GPU else "cpu",
 }
 WARM = 2  # blocks not counted
+FEWEST = 6  # pairs, below which no interval holds a median at 95 %
 
 
 def now() -> np.ndarray:
@@ -160,11 +166,14 @@ class TakeTurns(pl.Callback):
         self.begun = now()
 
 
-def train(module: DmlModule, loader: Any, turns: TakeTurns, precision: str, folder: Path) -> None:
+def train(
+    module: DmlModule, loader: Any, turns: TakeTurns, steps: int, precision: str, folder: Path
+) -> None:
     """Through Lightning, as a run does it."""
     stop = StopOnSignal(folder / "last.ckpt")
     trainer = pl.Trainer(
-        max_epochs=1,
+        max_steps=steps,
+        max_epochs=-1,
         accelerator="gpu" if GPU else "cpu",
         devices=1,
         precision=precision,  # type: ignore[arg-type]
@@ -196,34 +205,37 @@ def make_module(encoder: Encoder, compiled: bool = False) -> DmlModule:
     )
 
 
-def with_loader(root: str, options: dict[str, str], folder: Path) -> float:
+def with_loader(options: dict[str, str], folder: Path) -> float:
     """Images per second of a run that decodes and augments files."""
     from dml import build, cli
     from dml.data.loaders import train_loader
 
     words = [
-        *("data=folder", f"data.root={root}", "data.val_fraction=0", "backbone=timm"),
-        *(f"backbone.name={options['backbone']}", "backbone.pretrained=false"),
+        *("data=folder", f"data.root={options['images']}", "data.val_fraction=0"),
+        *("backbone=timm", f"backbone.name={options['backbone']}", "backbone.pretrained=false"),
         *(f"backbone.image_size={options['size']}", "loss=proxy_nca"),
-        f"sampler.batch_size={options['batch']}",
+        *(f"sampler.batch_size={options['batch']}", f"loader.num_workers={options['workers']}"),
     ]
     composed, index = cli.checked(words)
     config, images = composed.config, index.part("train")
-    encoder = make_encoder(options["backbone"])
-    transform, workers = (
-        build.train_transform(config, build.encoder(config)),
-        config.loader.num_workers,
+    transform = build.train_transform(config, build.encoder(config))
+    sampler, workers = build.sampler(config, images), config.loader.num_workers
+    loader = train_loader(images, sampler, transform, config.seed, workers)
+    turns, steps = TakeTurns(None, 1), int(options["steps"]) + WARM + 1
+    train(
+        make_module(make_encoder(options["backbone"])),
+        *(loader, turns, steps, options["precision"], folder),
     )
-    loader = train_loader(images, build.sampler(config, images), transform, 0, workers)
-    turns = TakeTurns(None, 1)
-    train(make_module(encoder), loader, turns, options["precision"], folder)
-    return int(options["batch"]) / float(np.mean(turns.ours[WARM:], axis=0)[0])
+    # The mean: a step that waits for the loader counts as much as those that find their batch ready.
+    return sampler.batch_size / float(np.mean(turns.ours[WARM:], axis=0)[0])
 
 
 def main() -> None:
     options = DEFAULTS | dict(word.split("=", 1) for word in sys.argv[1:])
     if options.keys() - DEFAULTS.keys():
         raise SystemExit(__doc__)
+    if options["device"] != DEVICE.type:
+        raise SystemExit(f"device={options['device']}: PyTorch finds {DEVICE.type} alone here.")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     run.quieten_libraries()
     warnings.filterwarnings("ignore", message=".*Total length of.*")
@@ -244,16 +256,16 @@ def main() -> None:
     compiled = options["compile"] == "true"
     turns = TakeTurns(plain, block)
     with tempfile.TemporaryDirectory() as folder:
-        loader = Repeated(batches, int(options["steps"]) + (WARM + 1) * block)
-        module = make_module(encoder, compiled)
-        train(module, loader, turns, options["precision"], Path(folder))
+        steps = int(options["steps"]) + (WARM + 1) * block
+        module, loader = make_module(encoder, compiled), Repeated(batches, steps)
+        train(module, loader, turns, steps, options["precision"], Path(folder))
         report(options, turns, block)
         parts = plain.parts(10)
         whole = sum(parts.values())
         print("parts of a step: " + ", ".join(f"{n} {s / whole:.0%}" for n, s in parts.items()))
         if options["images"]:
-            rate = with_loader(options["images"], options, Path(folder))
-            print(f"with the loader: {rate:.0f} images/s")
+            rate = with_loader(options, Path(folder) / "loader")
+            print(f"with the loader ({options['workers']} workers): {rate:.1f} images/s")
 
 
 def report(options: dict[str, str], turns: TakeTurns, block: int) -> None:
@@ -265,7 +277,9 @@ def report(options: dict[str, str], turns: TakeTurns, block: int) -> None:
     ways = f"{options['precision']}, loop {options['loop_precision'] or options['precision']}"
     ways += ", ours compiled" if options["compile"] == "true" else ""
     print(f"{name}, {ways}, {count * block} steps of each side in turns")
-    print("           ours ms  loop ms  ratio  spread over tenths  images/s ours")
+    print(
+        "           ours ms  loop ms  ratio  over tenths     median  95 %            images/s ours"
+    )
     for column, kind in enumerate(("wall", "processor")):
         a, b = ours[:, column], theirs[:, column]
         tenths = [
@@ -273,11 +287,22 @@ def report(options: dict[str, str], turns: TakeTurns, block: int) -> None:
             for x, y in zip(np.array_split(a, 10), np.array_split(b, 10), strict=True)
             if len(x)
         ]
+        low, high = interval(a / b)
         print(
             f"{kind:9}  {1000 * a.mean() / block:7.1f}  {1000 * b.mean() / block:7.1f}"
             f"  {a.sum() / b.sum():5.3f}  {min(tenths):.3f} to {max(tenths):.3f}"
-            f"      {int(options['batch']) * block / a.mean():6.1f}"
+            f"  {np.median(a / b):6.3f}  {low:.3f} to {high:.3f}"
+            f"  {int(options['batch']) * block / a.mean():13.1f}"
         )
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Order statistics that hold the median at 95 %: the binomial's normal approximation."""
+    ordered, count = np.sort(values), len(values)
+    if count < FEWEST:
+        return float("nan"), float("nan")
+    below = max(0, int(np.floor(count / 2 - 0.98 * np.sqrt(count))))
+    return float(ordered[below]), float(ordered[count - 1 - below])
 
 
 if __name__ == "__main__":

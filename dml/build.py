@@ -43,7 +43,8 @@ def constructor(node: DictConfig, *leave_out: str) -> Callable[..., Any]:
     options = OmegaConf.to_container(node, resolve=True)
     assert isinstance(options, dict)
     kept = {str(key): value for key, value in options.items() if key not in leave_out}
-    return instantiate(kept, _partial_=True, _convert_="all")
+    # Not recursive: only a group's own target is called, none within its options.
+    return instantiate(kept, _partial_=True, _recursive_=False, _convert_="all")
 
 
 def index(config: DictConfig) -> ImageIndex:

@@ -4,8 +4,11 @@ Needs torch, timm, safetensors and Pillow alone: no Lightning, Hydra or Faiss.  
 no code of the bundle runs: a timm model is rebuilt from JSON and its weights come from safetensors.
 """
 
+import math
+import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,9 +18,10 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import UInt8
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from tqdm import tqdm
 
 from dml import bundle_format
@@ -30,6 +34,7 @@ from dml.types import Embeddings
 
 LEAST_COSINE = 0.999  # of the probe's embedding to the one in the bundle
 LENGTHS = 0.01  # by which the two may differ in length, as a share; matters where it is not 1
+SPARE = 2  # times the size of its weights file that a network may come to while it is built
 LARGEST_PROBE = 1 << 24  # bytes, of each array
 MAX_PIXELS = 89_478_485  # of an image; the size above which Pillow warns of decompression bombs
 
@@ -286,22 +291,22 @@ def downloaded(address: str, token: str | None) -> Path:
 
 def rebuilt(description: Description, directory: Path) -> Encoder:
     """The encoder that encoder.json describes, with random weights."""
-    told = description.preprocess
+    told, head = description.preprocess, description.head
     try:
-        trunk = Trunk(
-            description.backbone.name,
-            kwargs=description.backbone.kwargs,
-            image_size=told.image_size,
-            resize=told.resize,
-            mean=told.mean,
-            std=told.std,
-            interpolation=told.interpolation,
-        )
-        head = description.head
-        width = pooled_features(trunk, head.pooling)
-        encoder = Encoder(
-            trunk, Head(width, head.dim, head.pooling, head.layer_norm), description.normalized
-        )
+        with no_larger_than(directory / WEIGHTS):
+            trunk = Trunk(
+                description.backbone.name,
+                kwargs=description.backbone.kwargs,
+                image_size=told.image_size,
+                resize=told.resize,
+                mean=told.mean,
+                std=told.std,
+                interpolation=told.interpolation,
+            )
+            width = pooled_features(trunk, head.pooling)
+            encoder = Encoder(
+                trunk, Head(width, head.dim, head.pooling, head.layer_norm), description.normalized
+            )
     except ConfigurationError as error:
         what = "; ".join(problem.what.splitlines()[0] for problem in error.problems)
         raise BundleError(
@@ -322,12 +327,49 @@ def rebuilt(description: Description, directory: Path) -> Encoder:
     return encoder
 
 
+@contextmanager
+def no_larger_than(weights: Path) -> Iterator[None]:
+    """Within this block a network that outgrows its weights file is not built to its end.
+
+    encoder.json may ask timm for a million layers, and building them would take all memory and time.
+    Raises BundleError, naming both sizes; also for a file that is no safetensors.
+    """
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except Exception as error:  # a damaged header fails in many ways
+        raise BundleError(f"{weights} is no safetensors file: {error}") from error
+    most_tensors = len(shapes)
+    most_numbers = sum(math.prod(shape) for shape in shapes)
+    thread, tensors, numbers = threading.get_ident(), 0, 0
+
+    def count(_module: Any, _name: str, parameter: Any) -> None:
+        nonlocal tensors, numbers
+        if parameter is None or threading.get_ident() != thread:
+            return
+        tensors, numbers = tensors + 1, numbers + parameter.numel()
+        # Some networks register a parameter, or a classifier that timm then removes, and replace it.
+        if tensors > SPARE * most_tensors or numbers > SPARE * most_numbers:
+            raise BundleError(
+                f"its network is larger than {weights}, which has {most_numbers:,} numbers in "
+                f"{most_tensors:,} tensors"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def load_weights(model: Encoder, path: Path) -> None:
     """Weights from safetensors, every one and no other.  Raises BundleError."""
     try:
-        model.load_state_dict(load_file(path), strict=True)
-    except SafetensorError as error:
+        state = load_file(path)
+    except Exception as error:  # not only SafetensorError: a type that torch does not know, say
         raise BundleError(f"{path} is no safetensors file: {error}") from error
+    try:
+        model.load_state_dict(state, strict=True)
     except RuntimeError as error:  # names and shapes, one per line
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise BundleError(
@@ -345,7 +387,9 @@ def read_probe(path: Path, dim: int) -> tuple[np.ndarray, np.ndarray]:
             raise BundleError(f"{path} must hold an image and an embedding of at most 16 MiB each.")
         with np.load(path, allow_pickle=False) as arrays:
             image, embedding = arrays["image"], arrays["embedding"]
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         raise BundleError(f"{path} cannot be read: {error}") from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise BundleError(f"{path}: the image is {image.dtype} {list(image.shape)}, not [h, w, 3].")
@@ -358,7 +402,11 @@ def read_probe(path: Path, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check_probe(encoder: ImageEncoder, image: np.ndarray, expected: np.ndarray) -> None:
     """Raise BundleError unless the encoder embeds the probe as it did when it was exported."""
-    found = encoder([image])[0].double().numpy()
+    try:
+        found = encoder([image])[0].double().numpy()
+    except Exception as error:  # a network of other arguments may be built and not compute
+        what = f"{type(error).__name__}: {error}"
+        raise BundleError(f"its encoder cannot embed the probe ({what:.300}).") from error
     wanted = expected.astype(np.float64)
     lengths = np.linalg.norm(found), np.linalg.norm(wanted)
     cosine = float(found @ wanted / (lengths[0] * lengths[1])) if all(lengths) else float("nan")

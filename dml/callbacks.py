@@ -14,22 +14,18 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from dml import distributed
+from dml.errors import Interrupted
+from dml.processes import SIGNALS
 
 log = logging.getLogger("dml")
 
 
-class Interrupted(Exception):
-    """Training stopped on a signal, after a checkpoint was saved."""
-
-    def __init__(self, signal_number: int, checkpoint: Path):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number, self.checkpoint = signal_number, checkpoint
-
-
 class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM: finish the step (an epoch's last with its validation), save, raise Interrupted.
+    """Ctrl-C, SIGTERM and SIGUSR1: finish the step, save, raise Interrupted.
 
-    A second signal stops at once, leaving the checkpoint before.
+    Within an epoch's validation, or at its last step, what is saved is the state before that validation,
+    which the resumed run does again from its beginning. Ctrl-C after any of them stops at once, leaving
+    the checkpoint before; SIGTERM, which systems send more than once, does not.
     """
 
     def __init__(self, checkpoint: Path):
@@ -39,9 +35,7 @@ class StopOnSignal(Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Receive the signals within this block."""
-        self.before = {
-            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self.before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
         try:
             yield
@@ -55,13 +49,13 @@ class StopOnSignal(Callback):
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; at the second, do what would have been done without us."""
-        if self.received is not None:
-            for other, handler in self.before.items():
-                signal.signal(other, handler)
-            raise KeyboardInterrupt
-        self.received = number
-        log.info("Stopping after this step; once more stops at once.")
+        """Remember the first signal; at a later Ctrl-C end without saving."""
+        if self.received is None:
+            self.received = number
+            name = signal.Signals(number).name
+            log.info("%s: stopping after this step; Ctrl-C (once more) stops at once.", name)
+        elif number == signal.SIGINT:
+            raise Interrupted(number, at_once=True)
 
     def agreed(self) -> int | None:
         """The signal that any of the processes has received by now: they stop after the same step."""
@@ -69,7 +63,7 @@ class StopOnSignal(Callback):
         return self.received
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM back from Lightning, whose handler ends the run with exit code 0."""
+        """Take the signals back from Lightning, whose handlers end the run with exit code 0."""
         self.listen()
 
     def on_train_batch_end(
@@ -83,12 +77,50 @@ class StopOnSignal(Callback):
         """Save and stop where a resumed run can take up.
 
         Not after the last step of an epoch: Lightning would leave out that epoch's validation when it
-        resumes, and with it perhaps the best weights.
+        resumes, and with it perhaps the best weights. `stop_in_validation` is next.
         """
         received = self.agreed()
         if received is not None and not trainer.is_last_batch:
             trainer.save_checkpoint(self.checkpoint)
             raise Interrupted(received, self.checkpoint)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the batches of a resumed validation from 0, as Lightning does those of any other."""
+        progress = validation_progress(trainer)
+        progress.total.load_state_dict(progress.current.state_dict())
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Before every batch."""
+        self.stop_in_validation(trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """And before the embeddings are compared, which may take long."""
+        self.stop_in_validation(trainer)
+
+    def stop_in_validation(self, trainer: pl.Trainer) -> None:
+        """Save the state in which Lightning begins this validation, and stop."""
+        received = self.agreed()
+        if received is None:
+            return
+        progress = validation_progress(trainer)
+        progress.reset()
+        for count in (progress.total, progress.current):
+            # By these Lightning knows a run that was broken off in its first validation batch.
+            count.load_state_dict({"ready": 1, "started": 1, "processed": 0, "completed": 0})
+        trainer.save_checkpoint(self.checkpoint)
+        raise Interrupted(received, self.checkpoint)
+
+
+def validation_progress(trainer: pl.Trainer) -> Any:
+    """Lightning's count of the validation batches of an epoch."""
+    return trainer.fit_loop.epoch_loop.val_loop.batch_progress
 
 
 class EpochLines(Callback):

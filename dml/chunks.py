@@ -35,9 +35,11 @@ def check_chunks(encoder: nn.Module, chunks: int) -> None:
 
     BatchNorm with statistics of the batch would normalise each chunk by its own, and count it twice.
     """
+    if chunks == 1:
+        return
     encoder.train()  # what is frozen stays in evaluation mode
     found = [name for name, module in encoder.named_modules() if follows_the_batch(module)]
-    if chunks == 1 or not found:
+    if not found:
         return
     mend = "Add backbone.freeze_bn=true, choose"
     if getattr(encoder.get_submodule(found[0]), "running_mean", None) is None:

@@ -5,14 +5,18 @@ Nothing above the call of `run` imports torch: a wrong command line is reported 
 
 import logging
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from dml import processes
+from dml import processes, record
 from dml.config import check, compose
 from dml.config.compose import Composed
 from dml.data.index import ImageIndex
-from dml.errors import ConfigurationError, Problem, RunError
+from dml.errors import ConfigurationError, Interrupted, Problem, RunError
+from dml.run_directory import locked, resumable
 
 log = logging.getLogger("dml")
 
@@ -81,12 +85,19 @@ def search() -> None:
 def exit_with(command: Callable[[list[str]], int]) -> None:
     """Run a command; turn the errors that users can meet into messages and exit codes."""
     set_up_log()
-    sys.exit(exit_code(command, sys.argv[1:]))
+    code = exit_code(command, sys.argv[1:])
+    if code == processes.SAVED:
+        # Whatever ends the others when the first of several has ended: it is to be this code.
+        for number in processes.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def exit_code(command: Callable[[list[str]], int], words: list[str]) -> int:
     """What a command returns, or what its error means, which goes to the log."""
     try:
+        if problems := homeless(words):
+            raise ConfigurationError(problems)
         return command(words)
     except ConfigurationError as error:
         log.error("%s", error)
@@ -94,12 +105,31 @@ def exit_code(command: Callable[[list[str]], int], words: list[str]) -> int:
     except RunError as error:
         log.error("Error: %s", error)
         return FAILED
+    except OSError as error:  # a place that cannot be read or written; the log has where it was met
+        place = "" if error.filename is None else f"{error.filename!s:.200}: "
+        log.error("Error: %s%s.", place, error.strerror or error)
+        log.info("%s", traceback.format_exc(), extra={"quiet": True})
+        return FAILED
     except Exception:  # no user's mistake; said here so that the run's log has it, too
         log.exception("Error, not foreseen:")
         return FAILED
+    except Interrupted as stopped:
+        log.error("Stopped.")
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         log.error("Stopped.")
         return 130
+
+
+def homeless(words: list[str]) -> list[Problem]:
+    """Values such as ~nobody/x: the home directory of a user whom this machine does not know."""
+    found = []
+    for word in words:
+        try:
+            Path(word.partition("=")[2]).expanduser()
+        except RuntimeError:
+            found.append(Problem(word, "names the home directory of a user who is not known here."))
+    return found
 
 
 def train_command(words: list[str]) -> int:
@@ -125,7 +155,20 @@ def train_command(words: list[str]) -> int:
         log.info("%s", tables.data(index))
         log.info("Nothing is wrong with it. dry_run=true: nothing was trained.")
         return 0
-    return train_one(composed, index)
+    return train_alone(composed, index)
+
+
+def train_alone(composed: Composed, index: ImageIndex) -> int:
+    """Train one run, in a directory that no other process is writing into."""
+    directory = composed.config.run_dir
+    if (
+        directory is None or processes.place().rank > 0
+    ):  # its name is new; the first process sees to it
+        return train_one(composed, index)
+    with locked(Path(directory).expanduser()):
+        if found := check.run_dir_problems(composed):  # which another process may have caused since
+            raise ConfigurationError(found)
+        return train_one(composed, index)
 
 
 def checked(words: list[str]) -> tuple[Composed, ImageIndex]:
@@ -140,21 +183,56 @@ def checked(words: list[str]) -> tuple[Composed, ImageIndex]:
 
 def train_one(composed: Composed, index: ImageIndex) -> int:
     """Train one run, in as many processes as it asks for; say how to resume if it is stopped."""
+    if check.is_finished(composed.config):
+        directory = Path(composed.config.run_dir).expanduser()
+        record.read(directory)
+        log.info("%s holds a finished run: nothing is left to do.", directory)
+        return 0
     if count := processes.to_start(composed.config):
         return processes.start(composed.overrides, count)
-    from dml import record, run
-    from dml.callbacks import Interrupted
-
     try:
-        run.train(composed, index)
+        with processes.stoppable():
+            from dml import run
+
+            run.train(composed, index)
     except Interrupted as stopped:
-        directory = composed.config.run_dir
-        kept = [w for w in composed.overrides if w.split("=")[0] not in ("run_dir", "ckpt_path")]
-        again = [*kept, compose.word("run_dir", directory), "ckpt_path=last"]
-        command = f"{record.program()} {shlex.join(again)}"
-        log.info("Stopped. Saved %s. Resume with\n  %s", stopped.checkpoint, command)
-        return 128 + stopped.signal_number
+        return say_stopped(composed, stopped)
+    except RunError as error:
+        if (checkpoint := last_checkpoint(composed)) is None:
+            raise
+        what = f"{error}\nKept: {checkpoint}. Resume with\n  {resuming(composed)}"
+        raise RunError(what) from error
     return 0
+
+
+def say_stopped(composed: Composed, stopped: Interrupted) -> int:
+    """Tell what was saved of a run that a signal stopped, and how to go on; returns its exit code."""
+    checkpoint = stopped.checkpoint or last_checkpoint(composed)
+    if checkpoint is None:
+        log.info("Stopped before there was anything to save.")
+    elif stopped.at_once:
+        log.info("Stopped at once; steps since the last checkpoint are lost.")
+    elif stopped.checkpoint is None:
+        log.info("Stopped outside of training: %s holds all steps.", checkpoint)
+    else:
+        log.info("Stopped. Saved %s.", checkpoint)
+    if checkpoint is not None:
+        log.info("Resume with\n  %s", resuming(composed))
+    return processes.stopped_by(stopped.signal_number, checkpoint is not None)
+
+
+def last_checkpoint(composed: Composed) -> Path | None:
+    """The checkpoint that a run could go on from, or None."""
+    directory = composed.config.run_dir
+    found = resumable(Path(directory).expanduser()) if directory is not None else []
+    return found[0] if found else None
+
+
+def resuming(composed: Composed) -> str:
+    """The command that goes on with a run."""
+    kept = [w for w in composed.overrides if w.split("=")[0] not in ("run_dir", "ckpt_path")]
+    again = [*kept, compose.word("run_dir", composed.config.run_dir), "ckpt_path=last"]
+    return f"{record.program()} {shlex.join(again)}"
 
 
 class Terminal(logging.StreamHandler):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dml import record
+from dml.embedding_files import arrays_of, reason
 from dml.errors import RunError
 from dml.evaluation.statistics import Difference, Spread, paired_bootstrap, spread
 
@@ -66,16 +67,20 @@ def key_of(run: Path, data: str, split: str, metrics: Sequence[str], backend: st
 def kept(path: Path, key: str, evaluate: Callable[[], PerQuery]) -> PerQuery:
     """The values that `path` holds if they were made under the same key, else those of `evaluate`, saved."""
     if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) == key:
+        try:
+            arrays = arrays_of(path)
+            if str(arrays["key"]) == key:
+                values = {n.removeprefix("value:"): v for n, v in arrays.items() if ":" in n}
+                again = PerQuery(arrays["ids"], arrays["labels"], arrays["relevant"], values)
                 log.info("Using %s: same weights, images, code and versions.", path)
-                values = {n.removeprefix("value:"): file[n] for n in file.files if ":" in n}
-                return PerQuery(file["ids"], file["labels"], file["relevant"], values)
+                return again
+        except Exception as error:  # a damaged file can fail in any way
+            log.warning("%s is damaged (%s); evaluating again.", path, reason(error))
     found = evaluate()
-    arrays: dict[str, Any] = {f"value:{name}": values for name, values in found.values.items()}
-    arrays |= {"key": key, "ids": found.ids, "labels": found.labels, "relevant": found.relevant}
+    made: dict[str, Any] = {f"value:{name}": values for name, values in found.values.items()}
+    made |= {"key": key, "ids": found.ids, "labels": found.labels, "relevant": found.relevant}
     with record.aside(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **made)
     log.info("Evaluated; each query's values are kept in %s.", path)
     return found
 

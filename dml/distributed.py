@@ -6,8 +6,8 @@ A global batch is cut into equal parts, in the order of ranks. Each process embe
 - the loss is a mean of one value per image, and each computes it of its own part (`share_of_mean`).
 
 Both leave on each process a gradient such that DistributedDataParallel's average over processes is the
-gradient of one process with the whole batch. `SyncBatchNorm` does its part for layers that normalise by
-the batch. Alone, every function here returns what it was given.
+gradient of one process with the whole batch. dml/sync_batchnorm.py does its part for layers that normalise
+by the batch. Alone, every function here returns what it was given.
 """
 
 import json
@@ -22,12 +22,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from timm.layers.norm_act import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from dml.errors import ConfigurationError, Problem
+from dml.errors import ConfigurationError, Problem, RunError
 from dml.processes import STORE, Place, number_of, place
 
 log = logging.getLogger("dml")
@@ -47,7 +45,7 @@ def joined(config: DictConfig) -> Iterator[None]:
     exit with code 1 and without a word.
 
     Raises ConfigurationError: trainer.devices asks for processes that nobody started, or for GPUs that
-    are not there.
+    are not there.  RunError: another process never came, or has gone without a word.
     """
     here = place()
     number = number_of(config.trainer.devices) or here.local_world_size
@@ -72,6 +70,13 @@ def joined(config: DictConfig) -> Iterator[None]:
             log.error(text, rank, here.world_size, what, extra={"quiet": True})
             raise SystemExit(1) from error
         speak(here)
+        if of_another(error):
+            log.info("%s", error, extra={"quiet": True})
+            raise RunError(
+                f"another of the {here.world_size} processes has gone, or was silent for "
+                f"trainer.timeout={config.trainer.timeout} seconds.\nIf it said nothing itself it was "
+                "killed (out of memory?), or its machine has failed."
+            ) from error
         raise  # and leave without saying goodbye: the others cannot answer
     dist.destroy_process_group()
 
@@ -96,7 +101,10 @@ def speak_torchrun(here: Place) -> None:
 
 
 def join(config: DictConfig, here: Place) -> None:
-    """Find the others.  Tensors on GPUs travel by NCCL, those of the CPU by Gloo."""
+    """Find the others.  Tensors on GPUs travel by NCCL, those of the CPU by Gloo.
+
+    Raises ConfigurationError, RunError: see `joined`.
+    """
     backend, devices = "gloo", config.trainer.devices
     if on_gpus(config):
         device = here.local_rank if isinstance(devices, int | str) else devices[here.local_rank]
@@ -107,13 +115,21 @@ def join(config: DictConfig, here: Place) -> None:
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     meeting = f"file://{os.environ[STORE]}" if STORE in os.environ else "env://"
-    dist.init_process_group(
-        backend,
-        meeting,
-        rank=here.rank,
-        world_size=here.world_size,
-        timeout=timedelta(seconds=config.trainer.timeout),
-    )
+    seconds = config.trainer.timeout
+    try:
+        dist.init_process_group(
+            backend,
+            meeting,
+            rank=here.rank,
+            world_size=here.world_size,
+            timeout=timedelta(seconds=seconds),
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"the {here.world_size} processes of the run did not find each other within "
+            f"trainer.timeout={seconds} seconds ({error}).\nIs one missing, or is the first machine's "
+            "address (MASTER_ADDR, MASTER_PORT) out of reach?"
+        ) from error
 
 
 def on_gpus(config: DictConfig) -> bool:
@@ -131,6 +147,13 @@ def failed_before(here: Place, error: Exception) -> tuple[int, str] | None:
         return None
     rank, what = json.loads(first)
     return None if rank == here.rank else (rank, what)
+
+
+def of_another(error: Exception) -> bool:
+    """Whether an error says that another process does not answer (Gloo's have no class of their own)."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 def speak(here: Place) -> None:
@@ -297,99 +320,6 @@ def at_first(own: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
 
-# ---------------------------------------------------------------- one BatchNorm
-
-
-class _SumOfAll(torch.autograd.Function):
-    """Sum over processes, backwards as well."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class SyncBatchNorm(_BatchNorm):
-    """BatchNorm with statistics of the global batch, for the CPU, where torch's SyncBatchNorm does not work.
-
-    act, drop: what timm's BatchNormAct2d does after normalising.
-    """
-
-    def __init__(self, layer: _BatchNorm):
-        super().__init__(
-            *(layer.num_features, layer.eps, layer.momentum),
-            *(layer.affine, layer.track_running_stats),
-        )
-        # The very tensors, so that whoever holds the parameters holds these.
-        self.weight, self.bias = layer.weight, layer.bias
-        self.running_mean, self.running_var = layer.running_mean, layer.running_var
-        self.num_batches_tracked = layer.num_batches_tracked
-        self.drop = getattr(layer, "drop", nn.Identity())
-        self.act = getattr(layer, "act", nn.Identity())
-        self.training = layer.training
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[n, c, ...] to the same shape."""
-        normalised = self.normalised(input) if self.training else super().forward(input)
-        return self.act(self.drop(normalised))
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes after the first two."""
-
-    def normalised(self, features: Tensor) -> Tensor:
-        """Ioffe and Szegedy's equations over the global batch."""
-        x = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-        axes = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        own = x.new_tensor([x.numel() // x.shape[1]])
-        sums = _SumOfAll.apply(torch.cat([x.sum(axes), own]))
-        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
-        centred = x - mean.view(shape)
-        variance = _SumOfAll.apply(centred.square().sum(axes)) / count
-        if self.track_running_stats:
-            self.update(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        x = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            x = x * self.weight.view(shape) + self.bias.view(shape)
-        return x.to(features.dtype)
-
-    def update(self, mean: Tensor, variance: Tensor) -> None:
-        """Running statistics, as torch keeps them."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        weight = self.momentum
-        if weight is None:  # a plain mean over all batches
-            weight = 1 / float(self.num_batches_tracked)
-        for kept, new in ((self.running_mean, mean), (self.running_var, variance)):
-            assert kept is not None
-            kept.lerp_(new.to(kept.dtype), weight)
-
-
-def synchronised(module: nn.Module, config: DictConfig) -> None:
-    """Let every BatchNorm within take its statistics from the global batch.  Nothing to do alone.
-
-    On GPUs by torch's layer, in timm's conversion: torch's own, and so Lightning's sync_batchnorm, drops
-    the activation that timm's BatchNormAct2d ends in.  Names and tensors of the state dict stay.
-    """
-    if world_size() == 1:
-        return
-    if on_gpus(config):
-        convert_sync_batchnorm(module)
-        return
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, _BatchNorm):
-                setattr(parent, name, SyncBatchNorm(layer))
-
-
 # ---------------------------------------------------------------- Lightning
 
 
@@ -400,9 +330,13 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
         devices = here.local_world_size
     elif not isinstance(devices, int):
         devices = [int(device) for device in devices]
-    if here.world_size == 1:
-        return {"devices": devices}
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if here.world_size == 1:
+        # Else Lightning, within a batch script of Slurm, answers SIGUSR1 itself: by a checkpoint of its
+        # own, which it takes up unasked, and scontrol requeue.
+        return {"devices": devices, "plugins": [LightningEnvironment()]}
     from pytorch_lightning.strategies import DDPStrategy
 
     strategy = DDPStrategy(

@@ -4,6 +4,7 @@ Torch-free, so that a wrong file is reported before anything slow is imported.
 """
 
 import csv
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from dml import record
 from dml.data.index import shortened
 from dml.errors import ConfigurationError, Problem
 
+LARGEST_RATIO, SLACK = 20, 1 << 30  # unpacked to packed, and bytes that are fine whatever the ratio
 KINDS = (".npz", ".npy", ".parquet")
 SIMILARITIES = ("cosine", "dot", "euclidean")  # those of dml.evaluation.scores, which imports torch
 
@@ -70,7 +72,7 @@ def load(path: Path, labels: Path | None = None) -> Embedded:
     except ConfigurationError:
         raise
     except Exception as error:  # a foreign file can fail in any way; every one means the same
-        what = f"cannot be read ({str(error).splitlines()[0] if str(error) else error!r})."
+        what = f"cannot be read ({reason(error)})."
         raise ConfigurationError([Problem(where, what)]) from error
     if problems := problems_of(arrays):
         raise ConfigurationError([Problem(where, problem) for problem in problems])
@@ -84,8 +86,22 @@ def load(path: Path, labels: Path | None = None) -> Embedded:
     )
 
 
+def reason(error: Exception) -> str:
+    """Why a file of arrays cannot be read; NumPy would advise to unpickle it."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if "allow_pickle" in text:
+        return "it holds Python objects, which could run code, and no plain array"
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is no .npz, or was cut short"
+    return text
+
+
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name."""
+    """The arrays of an .npz by name.  Raises ValueError: it unpacks to far more, as bombs do."""
+    with zipfile.ZipFile(path) as archive:
+        total, size = sum(item.file_size for item in archive.infolist()), path.stat().st_size
+    if total > SLACK + LARGEST_RATIO * size:
+        raise ValueError(f"it unpacks from {size:,} to {total:,} bytes")
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import math
 import os
+import pickle
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,6 +24,9 @@ from dml.data.index import shortened
 from dml.data.preprocess import Preprocess
 from dml.errors import ConfigurationError, Problem
 from dml.types import Embeddings
+
+# Arguments of timm.create_model by which it reads weights from elsewhere, some timms by unpickling them.
+FILES_OF_TIMM = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 class Trunk(nn.Module):
@@ -239,6 +243,11 @@ def create_timm_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> An
                 )
             ]
         )
+    if files := [key for key in FILES_OF_TIMM if key in kwargs]:
+        what = (
+            "timm would load files of any kind by it. Give weights by backbone.weights=FILE alone."
+        )
+        raise ConfigurationError([Problem(f"backbone.kwargs.{files[0]}={kwargs[files[0]]}", what)])
     try:
         if pretrained:
             check_reachable(name)
@@ -249,7 +258,8 @@ def create_timm_model(name: str, pretrained: bool, kwargs: dict[str, Any]) -> An
         ) from error
     except Exception as error:  # the hub's client raises many kinds; all of them mean: no weights
         if not pretrained:
-            raise
+            what = f"timm cannot build {name} with these: {first_line(error)}."
+            raise ConfigurationError([Problem(f"backbone.kwargs={kwargs}", what)]) from error
         raise ConfigurationError([unreachable_weights(name, error)]) from error
 
 
@@ -297,6 +307,13 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "no reason given")[:160]
 
 
+def why_not(error: Exception) -> str:
+    """Why a file of weights cannot be read; torch would advise to trust it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors or is damaged, and nothing that could run code is loaded"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def load_weights(model: Any, path: Path) -> None:
     """Load a state dict from a safetensors file or a plain torch file, strictly.
 
@@ -315,7 +332,7 @@ def load_weights(model: Any, path: Path) -> None:
             [
                 Problem(
                     where,
-                    f"cannot be read ({type(error).__name__}: {first_line(error)}).\n"
+                    f"cannot be read ({why_not(error)}).\n"
                     "Give a .safetensors file or a plain state dict saved by torch.save.",
                 )
             ]

@@ -1,7 +1,9 @@
 """The errors a user can meet. Each one names the input and the mend."""
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,22 @@ class ConfigurationError(Exception):
                 lines.append(f"  {problem.where:{width}}  {first}")
             lines += [f"  {'':{width}}  {line}" for line in rest]
         return "\n".join(lines)
+
+
+class NotFinite(ValueError):
+    """Embeddings, or a loss, that hold NaN or infinity."""
+
+
+class Interrupted(BaseException):
+    """A run stopped on a signal.
+
+    checkpoint: what was saved because of it; None: nothing had to be (outside of training), or nothing was
+    (`at_once`: asked a second time).
+    """
+
+    def __init__(self, signal_number: int, checkpoint: Path | None = None, at_once: bool = False):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number, self.checkpoint, self.at_once = signal_number, checkpoint, at_once
 
 
 class RunError(Exception):

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dml import build, comparison, embedding_files, record, tables
-from dml.config import check
+from dml.config import pins
 from dml.embedding_files import Embedded
 from dml.eval_request import Request, Subject, checked
 
@@ -208,9 +208,7 @@ def evaluate_runs(request: Request) -> dict[str, Any]:
 
 def different_options(subjects: list[Subject]) -> list[str]:
     """Options, beside the seed and the fold, that the runs were trained with different values of."""
-    configs = [
-        check.flat(DictConfig(record.read(s.run)["config"])) for s in subjects if s.run is not None
-    ]
+    configs = [pins.dotted(record.read(s.run)["config"]) for s in subjects if s.run is not None]
     may = ("seed", "data.fold", "run_dir", "ckpt_path", "dry_run", "loader.", "logger.")
     keys = sorted({key for config in configs for key in config if not key.startswith(may)})
     return [key for key in keys if any(c.get(key) != configs[0].get(key) for c in configs)]

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dml import build, bundle_format, embedding_files, post_options, record
-from dml.config import check, compose
+from dml.config import check, compose, saved
 from dml.data.index import SPLITS, ImageIndex
 from dml.embedding_files import Embedded
 from dml.errors import ConfigurationError, Problem, RunError
@@ -261,14 +261,22 @@ def bundle_problems(name: str) -> list[Problem]:
 
 def own_words(run: Path, words: list[str]) -> list[str]:
     """The words of a run's command line that say what it was evaluated on, unless these say otherwise."""
-    before = record.read(run)["overrides"]
     others = any(word.startswith("data=") for word in words)
+    typed = {word.partition("=")[0] for word in words}
     kept = [
         word
-        for word in before
+        for word in map(str, record.read(run)["overrides"])
         if option(word) in ("data", "evaluation", "loader", "experiment")
         and not (others and option(word) in ("data", "experiment"))
+        and word.partition("=")[0] not in typed
     ]
+    for word in kept:
+        if why := saved.word_problem(word):
+            key = word.partition("=")[0]
+            raise RunError(
+                f"{run}/{record.FILE} says {word}, which {why}, and a file's word is not enough for that.\n"
+                f"If it is yours, repeat it on this command line; else give another: {key}=..."
+            )
     # What is evaluated now need not be what the experiment says; the run's own record keeps its claim.
     return [*kept, "unpin=true"] if any(option(word) == "experiment" for word in kept) else kept
 

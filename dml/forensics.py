@@ -51,8 +51,21 @@ class Forensics(Callback):
         self.probe: Tensor | None = None
         self.before: Tensor | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What later looks are compared with."""
+        kept = {name: getattr(self, name) for name in ("history", "used", "probe", "before")}
+        return {**kept, "told": sorted(self.told)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        for name, value in state_dict.items():
+            setattr(self, name, set(value) if name == "told" else value)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen to the loss."""
+        for name in ("used", "probe", "before"):  # a checkpoint was read onto the CPU
+            if (kept := getattr(self, name)) is not None:
+                setattr(self, name, kept.to(pl_module.device))
 
         def listen(loss: Any, args: Any, kwargs: Any, value: Tensor) -> None:
             if kwargs.get("reference") is not None:

@@ -3,24 +3,20 @@
 Goes on with what an earlier start of the job left in its directory.
 """
 
-import fcntl
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dml import cli, record
 from dml.launchers import Job
 from dml.log_file import log_to
+from dml.run_directory import locked, resumable
 
 log = logging.getLogger("dml")
-
-LOCK = ".lock"
 
 
 def main() -> None:
@@ -38,9 +34,9 @@ def run(job: Job) -> int:
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
     log_to(directory)  # the run does so again, but may fail before
-    with locked(directory):
+    with locked(directory, waits=True):
         words = list(job.words)
-        if (directory / "checkpoints" / "last.ckpt").exists():
+        if resumable(directory):
             words.append("ckpt_path=last")
         if job.trial is not None:
             from dml import search
@@ -63,18 +59,6 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Be the only process that writes into a directory; waits for another to leave it."""
-    with (directory / LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            log.info("Waiting for another process that writes into %s", directory)
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

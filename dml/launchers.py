@@ -20,10 +20,11 @@ from typing import Any, cast
 
 from dml import record
 from dml.errors import RunError
+from dml.processes import SAVED, SIGNALS
 
 OUTPUT = "output.txt"  # what a job printed, where several write at once
 STOPPED = -1  # the exit code of a job that was not begun
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+INTERRUPTED = (SAVED, *(128 + number for number in SIGNALS))
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ class Processes:
                 output.close()
 
     def stop(self, number: int) -> None:
-        """Ask every job to save a checkpoint and end; asked again, to end at once."""
+        """Ask every job to save a checkpoint and end; asked again by Ctrl-C, to end at once."""
+        again = self.stopped is not None and number == signal.SIGINT
         self.stopped = number
         for process in list(self.running):
-            process.terminate()
+            process.send_signal(signal.SIGINT if again else signal.SIGTERM)
 
 
 Started = Iterator[
@@ -264,7 +266,7 @@ class Submitted:
 
     def __init__(self, path: Path):
         self.path = path
-        self.ids: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        self.ids: dict[str, str] = record.read_json(path) if path.exists() else {}
 
     def remember(self, job: Job, job_id: str) -> None:
         """Write the job's number down."""
@@ -380,4 +382,6 @@ def exit_text(code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", perhaps for want of memory" if code == -9 else "")
+    if code == SAVED:
+        return "told to stop; it has saved a checkpoint"
     return f"exit code {code}"

@@ -1,7 +1,7 @@
 """Where curves and results go: metrics.csv always; Weights & Biases or TensorBoard where chosen."""
 
+import logging
 import secrets
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from dml import build, distributed, record, tables
+from dml.checkpoints import Resumed
+from dml.curves import Curves
 from dml.data.index import ImageSet
 from dml.data.preprocess import Preprocess
 from dml.embedding_files import Embedded
 from dml.report import gallery
 from dml.report.page_pictures import thumbnail
+from dml.run_directory import CURVES
+
+log = logging.getLogger("dml")
 
 WANDB_ID = "wandb_id.txt"  # which run of W&B a run directory is, for when it is resumed
 NEAREST, SIDE, FRAME = 8, 96, 3  # images of a query, and their pixels
@@ -26,7 +31,7 @@ TENSORBOARD = "tensorboard"  # the folder of event files within a run directory
 
 
 @contextmanager
-def opened(config: DictConfig, run_dir: Path, resumed: bool) -> Iterator[list[Logger]]:
+def opened(config: DictConfig, run_dir: Path, resumed: Resumed | None) -> Iterator[list[Logger]]:
     """The loggers that the configuration chooses, closed at the end whatever happens within.
 
     The first of several processes has them, the others none.
@@ -45,27 +50,39 @@ def opened(config: DictConfig, run_dir: Path, resumed: bool) -> Iterator[list[Lo
                 logger.experiment.finish(exit_code=code)
 
 
-def make(config: DictConfig, run_dir: Path, resumed: bool) -> list[Logger]:
+def make(config: DictConfig, run_dir: Path, resumed: Resumed | None) -> list[Logger]:
     """metrics.csv, and what `logger` names."""
     found: list[Logger] = [metrics_csv(run_dir, resumed)]
     if config.logger.name == "wandb":
-        found.append(wandb_logger(config, run_dir, resumed))
+        found.append(wandb_logger(config, run_dir, resumed is not None))
     elif config.logger.name == "tensorboard":
-        events = TensorBoardLogger(run_dir, name="", version=TENSORBOARD, default_hp_metric=False)
+        events = TensorBoardLogger(
+            run_dir,
+            name="",
+            version=TENSORBOARD,
+            default_hp_metric=False,
+            # What was logged after the checkpoint comes again.
+            purge_step=None if resumed is None else resumed.step,
+        )
         events.log_hyperparams(build.plain(config))
         found.append(events)
+    if resumed is not None and resumed.row is not None:
+        for logger in found:
+            logger.log_metrics(resumed.row, step=resumed.step - 1)
     return found
 
 
-def metrics_csv(run_dir: Path, resumed: bool) -> CSVLogger:
-    """Lightning's CSV logger, writing run_dir/metrics.csv; a resumed run keeps the rows before it."""
-    path = run_dir / "metrics.csv"
-    rows = tables.read_csv(path) if resumed and path.exists() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
-        logger = CSVLogger(run_dir, name="", version="")
-        logger.experiment.metrics.extend(rows)
-    return logger
+def metrics_csv(run_dir: Path, resumed: Resumed | None) -> Curves:
+    """run_dir/metrics.csv; a resumed run keeps the rows that were there at its checkpoint."""
+    path = run_dir / CURVES
+    if resumed is None:
+        path.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+        return Curves(path)
+    rows = tables.read_csv(path) if path.exists() else []
+    if len(rows) < resumed.rows:
+        text = "%s has %d rows, and had %d at step %d: the curves have a gap."
+        log.warning(text, path, len(rows), resumed.rows, resumed.step)
+    return Curves(path, rows[: resumed.rows])
 
 
 def wandb_logger(config: DictConfig, run_dir: Path, resumed: bool) -> WandbLogger:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from dml import build, distributed, record
+from dml import build, checkpoint_file, distributed, record
 from dml.bundle import load_encoder
+from dml.config import saved
 from dml.data.images import BadImages
 from dml.data.index import SPLITS, ImageIndex, ImageSet
 from dml.data.loaders import eval_loader
@@ -173,26 +174,44 @@ def load_encoder_weights(encoder: Encoder, checkpoint: Path, *, averaged: bool =
     """Encoder weights out of a training checkpoint, strictly.
 
     averaged: the averages along training, where there are any; else the weights of that step.
+
+    Raises RunError: no checkpoint, a damaged one, or one of another encoder.
     """
     if not checkpoint.is_file():
         raise RunError(f"the checkpoint {checkpoint} is gone.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "averaged.encoder."
-    if not averaged or not any(key.startswith(prefix) for key in state):
-        prefix = "encoder."
-    encoder.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    )
+    try:
+        state = checkpoint_file.read(checkpoint)["state_dict"]
+        prefix = "averaged.encoder."
+        if not averaged or not any(key.startswith(prefix) for key in state):
+            prefix = "encoder."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        encoder.load_state_dict(own)
+    except Exception as error:  # a damaged or foreign file can fail in any way
+        reason = " ".join(str(error).split())[:200] or "no reason given"
+        raise RunError(
+            f"{checkpoint} does not hold the weights of this encoder ({type(error).__name__}: {reason}).\n"
+            "It is damaged or of another run. Copy it again, or train again."
+        ) from error
 
 
 def run_encoder(run: Path) -> tuple[Encoder, str]:
-    """The encoder of a finished run with the weights that were chosen, and its similarity."""
+    """The encoder of a finished run with the weights that were chosen, and its similarity.
+
+    Raises RunError: a record that cannot be believed, or from which no encoder can be built.
+    """
     finished = record.read(run)
-    config = DictConfig(finished["config"])
+    config = saved.of_record(finished, run, saved.ENCODER)
+    checkpoint = saved.checkpoint_of(finished, run)
+    told = saved.protocol_of(finished, run)
     config.backbone.pretrained, config.backbone.weights = False, None  # the checkpoint has them all
-    encoder = build.encoder(config, normalize=finished["protocol"]["normalized"])
-    load_encoder_weights(encoder, run / finished["checkpoint"]["file"])
-    return encoder, finished["protocol"]["similarity"]
+    try:
+        encoder = build.encoder(config, normalize=told["normalized"])
+    except Exception as error:  # what a network makes of its arguments can fail in any way
+        raise RunError(
+            f"the encoder of {run} cannot be built from its {record.FILE}: {error}"
+        ) from error
+    load_encoder_weights(encoder, checkpoint)
+    return encoder, told["similarity"]
 
 
 def untrained_encoder(config: DictConfig, normalize: bool | None = None) -> Encoder:

@@ -21,8 +21,10 @@ from dml.averaging import AveragedEncoder, Share
 from dml.chunks import in_chunks
 from dml.data.images import BadImages, Batch
 from dml.encoder import Encoder
-from dml.errors import RunError
+from dml.errors import NotFinite, RunError
 from dml.evaluation import evaluate
+from dml.faults import MEND, NanSteps, check_weights, gradient_norm, moving_buffers
+from dml.losses.pairs import check_rows
 from dml.memory import CrossBatchMemory
 from dml.sam import kept, uphill
 
@@ -38,7 +40,8 @@ class DmlModule(pl.LightningModule):
     training embeds through torch.compile.  sam_rho: radius of sharpness-aware minimisation (dml/sam.py).
     gathers: whether each of several processes compares the whole batch, or its own part alone
     (dml/distributed.py).  averaging: of the weights (dml/averaging.py); the averages are then what `val/`
-    metrics are of, and the weights of now what `val_plain/` ones are.
+    metrics are of, and the weights of now what `val_plain/` ones are.  nan_steps: what is done about steps
+    whose loss or gradient is not finite (dml/faults.py).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class DmlModule(pl.LightningModule):
         sam_rho: float | None = None,
         averaging: Share | None = None,
         gathers: bool = True,
+        nan_steps: NanSteps | None = None,
     ):
         super().__init__()
         self.encoder, self.loss, self.miner = encoder, loss, miner
@@ -75,6 +79,9 @@ class DmlModule(pl.LightningModule):
         self.second_pass = False
         self.columns: dict[str, Tensor] = {}
         self.no_image = False  # in this step's batch, of all processes together
+        self.nan_steps = nan_steps or NanSteps()
+        self.skipped = False  # this step, since it was not finite
+        self.buffers_before: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:
         """Start the clock of training time."""
@@ -100,6 +107,10 @@ class DmlModule(pl.LightningModule):
         A resumed run and one whose validation drew random numbers then go on as if nothing had been.
         """
         self.reseed()
+        self.refused, self.skipped = "", False
+        if self.nan_steps.skips:
+            moving = moving_buffers(self.encoder, self.loss, self.regularizer)
+            self.buffers_before = [(buffer, buffer.clone()) for buffer in moving]
 
     def reseed(self, rank: int = 0) -> None:
         """Set all random states to those of this step, for one of several processes."""
@@ -116,10 +127,8 @@ class DmlModule(pl.LightningModule):
         self.no_image = sum(rows) == 0
         if self.no_image and len(rows) == 1:
             return None
-        try:
-            loss, shown = self.loss_of(batch, rows)
-        except ValueError as error:  # a loss refuses what would not be finite
-            raise self.diverged(f"batch {batch_idx + 1}: {error}") from error
+        loss, shown = self.loss_of(batch, rows)
+        self.shown = shown.detach()
         if not self.second_pass:
             self.log("train/loss", shown, prog_bar=True, batch_size=sum(rows))
             trainer: Any = self.trainer  # which gets log_every_n_steps unannounced
@@ -135,24 +144,39 @@ class DmlModule(pl.LightningModule):
     def loss_of(self, batch: Batch, rows: list[int]) -> tuple[Tensor, Tensor]:
         """(what to differentiate, the loss of the whole batch); rows: images that each process has of it."""
         images, labels = batch.images, batch.labels
+        if self.no_image:  # nor may BatchNorm count a batch of none
+            loss = 0 * next(self.encoder.head.parameters()).sum()
+            return loss, loss
         if len(rows) > 1:
             self.reseed(distributed.rank())  # each process drops out units of its own
         if len(labels) == 0:  # the other processes wait for this one in every BatchNorm
             side = self.encoder.preprocess.image_size
             images = images.new_zeros(0, 3, side, side)
         vectors = in_chunks(self.train_vectors, images, self.batch_chunks)
+        if not self.second_pass:
+            self.ids, self.vectors = batch.ids, vectors.detach()
         if len(rows) > 1:
             self.reseed()  # and all of them mine alike
-        if self.no_image:
-            loss = 0 * vectors.sum()
-            return loss, loss
         if self.gathers:
             gathered = distributed.gather(vectors, rows)
-            loss = self.objective(gathered, distributed.gather(labels, rows))
+            loss = self.objective_or_nan(gathered, distributed.gather(labels, rows))
             return loss, loss
-        loss = self.objective(vectors, labels) if len(labels) else 0 * vectors.sum()
+        loss = self.objective_or_nan(vectors, labels) if len(labels) else 0 * vectors.sum()
         loss = loss * distributed.share_of_mean(rows)
         return loss, distributed.mean_of_all(loss)
+
+    def objective_or_nan(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """The objective, or NaN where a loss refuses its input.
+
+        Each of several processes then goes on to the end of its backward pass, and all find the same.
+        """
+        try:
+            return self.objective(vectors, labels)
+        except NotFinite as error:
+            self.refused = str(error)
+            return vectors.new_tensor(torch.nan, requires_grad=True) + 0 * vectors.sum()
+        except ValueError as error:
+            raise RunError(f"{self.place()}: {error}") from error
 
     def objective(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, with what memory and regulariser add to it."""
@@ -160,6 +184,7 @@ class DmlModule(pl.LightningModule):
         loss = self.compare(embeddings, labels)
         if self.memory is not None and self.global_step >= self.memory.start_step:
             if not self.second_pass:
+                check_rows(embeddings.detach(), "embeddings")  # no loss need have looked at them
                 self.columns = self.memory.enqueue(embeddings, labels)
             remembered = self.compare(embeddings, labels, **self.columns)
             loss = loss + self.memory.weight * remembered
@@ -171,6 +196,32 @@ class DmlModule(pl.LightningModule):
         """A batch without an image moves no weight: not by momentum, either."""
         if self.no_image:
             self.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """A step that is not finite moves nothing, or ends the run.
+
+        Behind the backward pass, where every process has the same gradient, and by one question, for which
+        a GPU waits once.
+        """
+        if self.no_image:
+            return
+        groups = optimizer.param_groups
+        norm = gradient_norm((p for group in groups for p in group["params"]), self.shown)
+        if not self.refused and torch.isfinite(self.shown + 0 * norm):
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if not self.refused and self.shown.isfinite() and scaler and scaler.get_scale() > 1:
+            return  # the scaler has scaled too far; it leaves the step out and scales less
+        values = f"the loss is {float(self.shown):.4g}, the gradient's norm {float(norm):.4g}"
+        what = self.refused or values
+        rates = ", ".join(f"{name[3:]} {rate:.3g}" for name, rate in self.rates().items())
+        told = f"{self.place()}: {what} (learning rates {rates})."
+        self.nan_steps.met(told, self.global_step + 1, self.ids, self.vectors)
+        self.skipped = True
+        self.zero_grad()  # not by momentum or weight decay, either
+        with torch.no_grad():
+            for buffer, before in self.buffers_before:
+                buffer.copy_(before)
 
     def optimizer_step(
         self,
@@ -184,7 +235,8 @@ class DmlModule(pl.LightningModule):
         if self.sam_rho is not None and closure is not None:
             closure = partial(self.pass_twice, optimizer, closure, self.sam_rho)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        if self.averaged is not None:
+        # EMA is over steps that moved something, SWA over the ends of epochs.
+        if self.averaged is not None and (self.trainer.is_last_batch or not self.skipped):
             done, per_epoch = self.global_step + 1, int(self.trainer.num_training_batches)
             self.averaged.update(self.encoder, done, per_epoch, self.total_steps)
 
@@ -231,7 +283,7 @@ class DmlModule(pl.LightningModule):
             return
         with torch.autocast(batch.images.device.type, enabled=False):
             evaluated = [self.encoder] if self.averaged is None else [self.averaged, self.encoder]
-            embeddings = [encoder(batch.images).cpu() for encoder in evaluated]
+            embeddings = [encoder(batch.images).float().cpu() for encoder in evaluated]
         self.validation.append((batch.labels.cpu(), batch.ids.cpu(), *embeddings))
 
     def on_validation_epoch_end(self) -> None:
@@ -262,12 +314,13 @@ class DmlModule(pl.LightningModule):
         return found
 
     def diverged(self, what: str) -> RunError:
-        """The error of a run whose embeddings or loss are no numbers any more."""
-        return RunError(
-            f"step {self.global_step}, epoch {self.current_epoch + 1}, {what}\n"
-            "If training diverged: lower optimizer.lr and optimizer.head_lr, add "
-            "schedule.warmup_steps=100 or trainer.gradient_clip_val=1."
-        )
+        """The error of a run whose embeddings are no numbers any more."""
+        return RunError(f"{self.place()}, {what}\n{MEND}")
+
+    def place(self) -> str:
+        """Step, from 1, and epoch, for messages."""
+        step = self.global_step + (0 if self.trainer.validating else 1)
+        return f"step {step}, epoch {self.current_epoch + 1}"
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameter groups, its rate set at every step."""
@@ -281,11 +334,19 @@ class DmlModule(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the time spent and the images skipped, so that a resumed run reports all of it."""
+        """Remember the time spent and what was skipped, so that a resumed run reports all of it.
+
+        Raises RunError for weights that are not finite: they overwrite no checkpoint.
+        """
+        parameters = (name for name, _ in self.named_parameters())
+        where = f"step {self.global_step}, epoch {self.current_epoch + 1}"
+        check_weights(checkpoint["state_dict"], parameters, where)
         checkpoint["training_seconds"] = self.training_seconds + time.monotonic() - self.clock
         checkpoint["unreadable"] = distributed.merged(dict(self.bad_images.skipped))
+        checkpoint["nan_steps"] = list(self.nan_steps.steps)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `on_save_checkpoint`."""
         self.training_seconds = checkpoint["training_seconds"]
         self.bad_images.skipped.update(checkpoint["unreadable"])
+        self.nan_steps.steps = list(checkpoint.get("nan_steps", []))  # earlier versions have none

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dml import build, bundle_format, record
-from dml.config import check
+from dml.config import check, saved
 from dml.config.post import PostSchema, order_problems
 from dml.embedding_files import Embedded
 from dml.errors import Problem
@@ -43,7 +43,7 @@ def problems(
     if embedded is not None:
         similarity = embedded.similarity
     elif run is not None:
-        similarity = record.read(run)["protocol"]["similarity"]
+        similarity = saved.protocol_of(record.read(run), run)["similarity"]
     elif bundle is not None and not bundle.startswith(bundle_format.HUB):
         similarity = bundle_format.read(Path(bundle).expanduser()).geometry
     if similarity != "cosine":

@@ -22,13 +22,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dml.errors import Problem
+from dml.errors import Interrupted, Problem
 
 log = logging.getLogger("dml")
 
 STORE = "DML_STORE"  # the file by which processes that `start` started find each other
 TYPED = "DML_TYPED"  # what the user typed, as JSON
 GRACE = 20.0  # seconds that the others have to end by themselves once one has failed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # that ask a run to save and stop
+SAVED = os.EX_TEMPFAIL  # 75, the exit code of a run that was told to end and loses nothing by it
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -202,14 +204,65 @@ def ended(started: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
 def verdict(codes: dict[int, int]) -> int:
     """The exit code of the whole, after saying of those that could not speak how they ended."""
     killed = {rank: -code for rank, code in codes.items() if code < 0}
-    if len(killed) == len(codes) and set(killed.values()) <= {signal.SIGINT, signal.SIGTERM}:
+    if len(killed) == len(codes) and set(killed.values()) <= set(SIGNALS):
         return 128 + min(killed.values())  # stopped before there was anything to save
     for rank, number in killed.items():
         name = signal.Signals(number).name
         memory = " (out of memory?)" if number == signal.SIGKILL else ""
         log.error("Error: process %d was ended by %s%s; so the run has ended.", rank, name, memory)
     # Of those that failed by themselves the gravest: 2, a wrong configuration, is more than 1.
-    return max((code for code in codes.values() if code >= 0), default=0) or (1 if killed else 0)
+    failed = [code for code in codes.values() if code > 0 and code != SAVED]
+    if not failed and codes.get(0) == SAVED:  # it is the first that saves
+        return SAVED
+    return max(failed, default=1 if killed or SAVED in codes.values() else 0)
+
+
+def stopped_by(number: int, saved: bool) -> int:
+    """The exit code of what a signal stopped.  saved: the same command goes on where it was.
+
+    A system that took the machine away is told to start the command again; a person at the keyboard is not.
+    """
+    return SAVED if saved and number != signal.SIGINT else 128 + number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within this block, where nothing is trained, a signal raises Interrupted at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets the main thread alone have handlers
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """Leave signals to the process that trains: for a worker that reads its images.
+
+    Slurm and a terminal's Ctrl-C reach every process of a run; a worker that ended on it would take the
+    run along before it has saved. SIGTERM from the process that trains still ends it.
+    """
+    del worker
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent it
+        return
+    parent = os.getppid()
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=listen, daemon=True).start()
 
 
 @contextmanager
@@ -223,8 +276,7 @@ def passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
         for process in processes:
             process.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         yield
     finally:

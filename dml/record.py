@@ -64,7 +64,11 @@ def problems(record: Mapping[str, Any]) -> list[str]:
     found = entry_problems(record, REQUIRED)
     metrics = record.get("metrics")
     for split, values in metrics.items() if isinstance(metrics, Mapping) else ():
-        found += metric_problems(values or {}, f"metrics.{split}")
+        if isinstance(values, Mapping):
+            found += metric_problems(values, f"metrics.{split}")
+    for choice in record["choices"] if isinstance(record.get("choices"), list) else ():
+        if not isinstance(choice, Mapping) or not {"group", "option"} <= choice.keys():
+            found.append(f"choices holds {choice!r:.40}, no group with its option")
     return found + format_problems(record)
 
 
@@ -131,7 +135,11 @@ def seal_problem(content: Mapping[str, Any]) -> str | None:
     """Why the content cannot be taken for what was written, or None."""
     if SEAL not in content:
         return f"has no {SEAL}, which tells whether it is as it was written"
-    if content[SEAL] != checksum(content):
+    try:
+        whole = content[SEAL] == checksum(content)
+    except ValueError:  # NaN, or half a character: what is never written
+        whole = False
+    if not whole:
         return f"was changed after it was written: its {SEAL} is that of other content"
     return None
 
@@ -144,16 +152,43 @@ def write_json(content: Any, path: Path) -> Path:
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its name once it is written: all of it or nothing."""
+def aside(path: Path, kept: Path | None = None) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its name once it is written: all of it or nothing.
+
+    It is on the disk before it takes the name, so that not even a power cut leaves half of it.
+    kept: the name that what was at `path` before gets.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         Path(name).chmod(0o644)
+        if kept is not None and path.exists():
+            keep(path, kept)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink()
+        raise
+
+
+def keep(path: Path, name: Path) -> None:
+    """Give a file a second name; it loses the first only on file systems that know no two."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        path.replace(name)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError within this block know which file it is about; one that comes of writing does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 
@@ -178,7 +213,7 @@ def read(directory: Path) -> dict[str, Any]:
     if found:
         raise RunError(f"{path} is not a record: " + "; ".join(found))
     if why := seal_problem(record):
-        raise RunError(f"{path} {why}.")
+        raise RunError(f"{path} {why}. Copy it from where it is whole, or run it again.")
     return record
 
 
@@ -186,8 +221,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds a dictionary.  Raises RunError if it does not."""
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is no JSON, or was cut short: {error}. Copy it again.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} is not a record: it is no dictionary")
     return content

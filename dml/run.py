@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from dml import build, distributed, loggers, record, tables
+from dml import build, checkpoints, distributed, faults, loggers, record, tables
 from dml.callbacks import EpochLines, Interrupted, StopOnSignal
+from dml.checkpoints import KeepBest, Resumed, SaveLast, StopEarly, WholeFiles
 from dml.chunks import check_chunks
-from dml.config.check import checkpoint_path
+from dml.config.check import checkpoints_to_resume
 from dml.config.compose import Composed
 from dml.data import cache
 from dml.data.images import BadImages
@@ -32,7 +33,7 @@ from dml.data.loaders import EpochBatches, eval_loader, train_loader
 from dml.data.preprocess import Preprocess
 from dml.embedding_files import Embedded
 from dml.encoder import Encoder
-from dml.errors import RunError
+from dml.errors import ConfigurationError, Problem, RunError
 from dml.hardware import check_hardware
 from dml.log_file import log_to
 from dml.loggers import Gallery
@@ -46,6 +47,8 @@ from dml.measure import (
     untrained_encoder,
 )
 from dml.module import DmlModule
+from dml.run_directory import BEST, CHECKPOINTS, LAST, remove_leftovers
+from dml.sync_batchnorm import synchronised
 
 log = logging.getLogger("dml")
 
@@ -72,9 +75,13 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
     # Both as they are now: a long run may outlive the checkout's state and the file.
     code, weights = record.code_state(), record.weights_file(config.backbone.weights)
     begun = begin(composed, index)
-    with loggers.opened(config, begun.run_dir, checkpoint_path(config) is not None) as opened:
+    with (
+        faults.explained(config, begun.run_dir, begun.stage),
+        loggers.opened(config, begun.run_dir, begun.resumed) as opened,
+    ):
         # Test classes choose nothing: what trains is not given their images.
         fitted = fit(config, begun, index.part("train"), index.part("val"), opened)
+        begun.stage.name = "evaluation"
         metrics, protocol, tested = final_evaluation(
             config, index, begun.encoder, fitted.device, begun.bad_images, fitted.plain
         )
@@ -96,6 +103,7 @@ def train_joined(composed: Composed, index: ImageIndex) -> dict[str, Any] | None
             "seconds": {"total": time.monotonic() - started, "training": fitted.seconds},
             "peak_memory_bytes": memory,
             "data": describe_data(index, begun.bad_images),
+            "nan_steps": fitted.nan_steps,
             "protocol": protocol,
             "weights": weights,
             "checkpoint": fitted.checkpoint,
@@ -122,8 +130,12 @@ def validated(
     config = composed.config
     with distributed.joined(config):
         begun = begin(composed, index)
-    with loggers.opened(config, begun.run_dir, checkpoint_path(config) is not None) as opened:
+    with (
+        faults.explained(config, begun.run_dir, begun.stage),
+        loggers.opened(config, begun.run_dir, begun.resumed) as opened,
+    ):
         fitted = fit(config, begun, index.part("train"), index.part("val"), opened, watching)
+        begun.stage.name = "evaluation"
         encoder = begun.encoder.to(fitted.device).eval()
         found = embed_split(
             *(config, index, "val", {"val": encoder}),
@@ -134,12 +146,17 @@ def validated(
 
 @dataclass
 class Begun:
-    """A run before its first step: the encoder and loss from the seed, and the directory they go to."""
+    """A run before its first step: the encoder and loss from the seed, and the directory they go to.
+
+    stage: what it is at.  resumed: the checkpoint that it goes on from, or None.
+    """
 
     encoder: Encoder
     loss: nn.Module
     run_dir: Path
     bad_images: BadImages
+    stage: faults.Stage = field(default_factory=faults.Stage)
+    resumed: Resumed | None = None
 
 
 def begin(composed: Composed, index: ImageIndex) -> Begun:
@@ -157,7 +174,7 @@ def begin(composed: Composed, index: ImageIndex) -> Begun:
     pl.seed_everything(config.seed, verbose=False)
     with distributed.first_here():  # fetches the weights, if they are not there yet
         encoder = build.encoder(config)
-    distributed.synchronised(encoder, config)
+    synchronised(encoder, config)
     check_chunks(encoder, config.trainer.batch_chunks)
     loss = build.loss(config)
     run_dir = make_run_dir(composed)
@@ -165,7 +182,15 @@ def begin(composed: Composed, index: ImageIndex) -> Begun:
         log_to(run_dir)
         tables.choices(composed)
         log.info("%s. Run directory: %s", tables.data(index), config.run_dir)
-    return Begun(encoder, loss, run_dir, BadImages(config.data.on_bad_image))
+    resumed = None
+    if distributed.is_first():
+        remove_leftovers(run_dir)
+        resumed = checkpoints.newest_whole(checkpoints_to_resume(config))
+        if resumed is not None:
+            checkpoints.bring_along(resumed, run_dir)
+    resumed = distributed.from_first(resumed)
+    bad_images = BadImages(config.data.on_bad_image)
+    return Begun(encoder, loss, run_dir, bad_images, resumed=resumed)
 
 
 @dataclass
@@ -173,13 +198,15 @@ class Fitted:
     """What training leaves behind, beside the encoder's weights.
 
     checkpoint: the record's entry about the chosen weights.  seconds: of training, all sessions together.
-    plain: where the encoder's weights are averages, one with the weights of the same step.
+    plain: where the encoder's weights are averages, one with the weights of the same step.  nan_steps: those
+    left out since they were not finite.
     """
 
     device: torch.device
     checkpoint: dict[str, Any]
     seconds: float
     plain: Encoder | None
+    nan_steps: list[int]
 
 
 def fit(
@@ -229,6 +256,7 @@ def fit(
         sam_rho=config.optimizer.sam_rho,
         averaging=build.averaging(config),
         gathers=build.gathers(config),
+        nan_steps=faults.NanSteps(config.trainer.on_nan, config.trainer.max_nan_steps, train_set),
     )
     validation = (
         eval_loader(
@@ -242,19 +270,21 @@ def fit(
         if len(val_set)
         else None
     )
-    resumed = checkpoint_path(config)
+    resumed = begun.resumed
     if resumed is not None:
-        step = torch.load(resumed, map_location="cpu", weights_only=True)["global_step"]
         assert isinstance(batches.batch_sampler, EpochBatches)
-        batches.batch_sampler.resume_at(step)
-        log.info("Resuming %s at step %d", resumed, step)
-    stop = StopOnSignal(run_dir / "checkpoints" / "last.ckpt")
+        batches.batch_sampler.resume_at(resumed.step)
+        log.info("Resuming %s at step %d", resumed.path, resumed.step)
+    stop = StopOnSignal(run_dir / CHECKPOINTS / LAST)
     best = best_checkpoint(config, run_dir, has_val=validation is not None)
+    processes = distributed.trainer_arguments(config)
+    plugins = [*processes.pop("plugins", []), WholeFiles()]
     trainer = pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accelerator=config.trainer.accelerator,
-        **distributed.trainer_arguments(config),
+        **processes,
+        plugins=plugins,
         precision=config.trainer.precision,
         gradient_clip_val=config.trainer.gradient_clip_val,
         gradient_clip_algorithm=config.trainer.gradient_clip_algorithm,
@@ -264,6 +294,7 @@ def fit(
         logger=opened,
         callbacks=[
             *callbacks(config, run_dir, best, stop, has_val=validation is not None),
+            begun.stage,
             *watching,
         ],
         enable_progress_bar=config.trainer.enable_progress_bar and sys.stderr.isatty(),
@@ -280,7 +311,7 @@ def fit(
             module,
             batches,
             validation,
-            ckpt_path=None if resumed is None else str(resumed),
+            ckpt_path=None if resumed is None else str(resumed.path),
             weights_only=True if resumed is not None else None,
         )
     if received := stop.agreed():  # in the last epoch's validation: everything is saved already
@@ -291,12 +322,12 @@ def fit(
         raise RunError(
             "training ended before its first step: trainer.max_epochs or max_steps allow none."
         )
-    chosen = choose_checkpoint(config, trainer, best, run_dir, encoder)
+    chosen = choose_checkpoint(config, best, run_dir, encoder)
     plain = None
     if module.averaged is not None:
         plain = deepcopy(encoder)
         load_encoder_weights(plain, run_dir / chosen["file"], averaged=False)
-    return Fitted(device, chosen, training_seconds, plain)
+    return Fitted(device, chosen, training_seconds, plain, module.nan_steps.steps)
 
 
 def final_evaluation(
@@ -369,9 +400,9 @@ def best_checkpoint(config: DictConfig, run_dir: Path, has_val: bool) -> ModelCh
     """Keeps the weights that were best on the validation classes, if they choose."""
     if not has_val or config.selection.rule == "last":
         return None
-    return ModelCheckpoint(
-        run_dir / "checkpoints",
-        filename="best",
+    return KeepBest(
+        run_dir / CHECKPOINTS,
+        filename=BEST.removesuffix(".ckpt"),
         monitor=f"val/{config.selection.metric}",
         mode="max",
         enable_version_counter=False,
@@ -390,16 +421,13 @@ def callbacks(
         stop,
         EpochLines(),
         *build.callbacks(config),
-        ModelCheckpoint(run_dir / "checkpoints", filename="last", enable_version_counter=False),
     ]
+    if has_val and config.selection.patience is not None:
+        metric = f"val/{config.selection.metric}"
+        found.append(StopEarly(metric, patience=config.selection.patience, mode="max"))
     if best is not None:
         found.append(best)
-    if has_val and config.selection.patience is not None:
-        found.append(
-            EarlyStopping(
-                f"val/{config.selection.metric}", patience=config.selection.patience, mode="max"
-            )
-        )
+    found.append(SaveLast(run_dir / CHECKPOINTS / LAST, config.trainer.checkpoint_every_n_steps))
     if config.trainer.enable_progress_bar and sys.stderr.isatty():
         found.append(TQDMProgressBar(leave=False))
     return found
@@ -407,23 +435,17 @@ def callbacks(
 
 def choose_checkpoint(
     config: DictConfig,
-    trainer: pl.Trainer,
     best: ModelCheckpoint | None,
     run_dir: Path,
     encoder: Encoder,
 ) -> dict[str, Any]:
     """Load the weights that the selection rule names into the encoder; says which and why."""
-    last = run_dir / "checkpoints" / "last.ckpt"
     if best is not None and best.best_model_path:
         path, rule = Path(best.best_model_path), f"best val/{config.selection.metric}"
     else:
-        path, rule = last, "last epoch"
-    if not distributed.from_first(
-        last.exists()
-    ):  # training ended within its first epoch (trainer.max_steps)
-        trainer.save_checkpoint(last)
+        path, rule = run_dir / CHECKPOINTS / LAST, "last epoch"
+    checkpoint = checkpoints.whole(path)
     load_encoder_weights(encoder, path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     averaging = config.averaging._target_
     return {
         "rule": rule,
@@ -445,10 +467,13 @@ def make_run_dir(composed: Composed) -> Path:
     run_dir = Path(config.run_dir).expanduser().absolute()
     if not distributed.is_first():
         return run_dir
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    aside = run_dir / ".config.yaml"
-    OmegaConf.save(OmegaConf.create(build.plain(config)), aside)
-    aside.replace(run_dir / "config.yaml")
+    try:
+        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        with record.aside(run_dir / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(build.plain(config))).encode())
+    except OSError as error:
+        what = f"cannot be written ({error.strerror}). {faults.free(run_dir)}\nChoose another directory."
+        raise ConfigurationError([Problem(f"run_dir={config.run_dir}", what)]) from error
     return run_dir
 
 

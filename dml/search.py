@@ -6,7 +6,6 @@ what runs within a trial's own process.
 """
 
 import itertools
-import json
 import logging
 import math
 import shlex
@@ -20,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from dml import build, cli, record, tables
 from dml.config import check, compose
 from dml.data.index import ImageIndex
-from dml.errors import ConfigurationError, Problem, RunError
+from dml.errors import ConfigurationError, Interrupted, Problem, RunError
 from dml.launchers import Job, Launch, Local, Processes, Submitit
 from dml.log_file import log_to
+from dml.processes import stoppable, stopped_by
 from dml.sweep import (
     SPACE,
     Request,
@@ -314,8 +314,10 @@ def same_search(
     }
     path = directory / FILE
     if path.exists():
-        before = json.loads(path.read_text())
+        before = record.read_json(path)
         for part in ("words", "space"):
+            if part not in before:
+                raise RunError(f"{path} is not as a search writes it: it has no {part}.")
             if before[part] != plan[part]:
                 what = (
                     f"holds a search with other {part}:\n{describe(before[part])}\nhere\n"
@@ -364,7 +366,7 @@ class Searching:
                     self.tell(job, code, quiet)
         if self.processes.stopped is not None:
             log.info("Stopped. The same command goes on.")
-            return 128 + self.processes.stopped
+            return stopped_by(self.processes.stopped, saved=True)
         return self.conclude()
 
     def jobs(self) -> Iterator[Job]:
@@ -533,16 +535,17 @@ def run_trial(words: list[str], job: Job) -> int:
         return 0
     composed, index = cli.checked(words)
     from dml import run
-    from dml.callbacks import Interrupted
     from dml.pruning import Pruning
 
     assert job.trial is not None
     study = study_of(Path(job.trial["directory"]), job.trial)
     pruning = Pruning(study, job.trial["number"], composed.config.selection.metric)
     try:
-        metrics = run.validated(composed, index, [pruning])
+        with stoppable():
+            metrics = run.validated(composed, index, [pruning])
     except Interrupted as stopped:
-        return 128 + stopped.signal_number
+        saved = cli.last_checkpoint(composed) is not None
+        return stopped_by(stopped.signal_number, saved)
     result = {
         "format": 1,
         "words": words,

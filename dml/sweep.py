@@ -29,6 +29,8 @@ from dml.errors import ConfigurationError, Problem, RunError
 from dml.launchers import OUTPUT, Job, Launch, Local, Processes, exit_text
 from dml.log_file import FILE as LOG_FILE
 from dml.log_file import log_to
+from dml.processes import SIGNALS, stopped_by
+from dml.run_directory import resumable
 
 log = logging.getLogger("dml")
 
@@ -138,7 +140,7 @@ def sweep(request: Request, launch: Launch) -> int:
                     say_how_it_ended(job, code, quiet)
         if processes.stopped is not None:
             log.info("Stopped. The same command goes on.")
-            return 128 + processes.stopped
+            return stopped_by(processes.stopped, saved=True)
         return conclude(directory, jobs, varied)
 
 
@@ -270,13 +272,13 @@ def write_plan(request: Request, directory: Path, jobs: list[Job], varied: list[
 
 @contextmanager
 def stopping(processes: Processes) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the jobs, which save a checkpoint; no further job begins."""
+    """Pass Ctrl-C, SIGTERM and SIGUSR1 on to the jobs, which save a checkpoint; no further job begins."""
 
     def receive(number: int, frame: FrameType | None) -> None:
-        log.info("Stopping; once more stops at once.")
+        log.info("Stopping; Ctrl-C (once more) stops at once.")
         processes.stop(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in before:
         signal.signal(number, receive)
     try:
@@ -291,7 +293,7 @@ def told(jobs: Sequence[Job], processes: Processes, total: int) -> Iterator[Job]
     for number, job in enumerate(jobs, total - len(jobs) + 1):
         if processes.stopped is not None:
             return
-        resumed = (Path(job.directory) / "checkpoints" / "last.ckpt").exists()
+        resumed = bool(resumable(Path(job.directory)))
         log.info("\nJob %d of %d%s: %s", number, total, ", resumed" if resumed else "", job.name)
         yield job
 

@@ -6,13 +6,18 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # one core per pytest worker; before torch is imported
 
+import copy
 import logging
 import tarfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from dml import cli
+from dml.config import compose
+from dml.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"  # real photographs and weights, where a machine has them
@@ -28,6 +33,41 @@ def _log():
     for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
         log.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once():
+    """Hydra takes a third of a second for what most tests ask for again: the same files, other values.
+
+    Of the repository's own files, which no test changes; a folder of a test's own is composed as ever.
+    """
+    own, by_hydra, chosen = compose.config_dir(), compose.composed_by_hydra, compose.chosen
+
+    @lru_cache(64)
+    def config(name: str, group_words: tuple[str, ...]):
+        return by_hydra(name, list(group_words), [])
+
+    @lru_cache(64)
+    def choices(name: str, group_words: tuple[str, ...]):
+        return chosen(GlobalHydra.instance().config_loader(), name, list(group_words))
+
+    def config_again(name, group_words, problems):
+        if compose.config_dir() != own:
+            return by_hydra(name, group_words, problems)
+        try:
+            return copy.deepcopy(config(name, tuple(group_words)))
+        except ConfigurationError:
+            return by_hydra(name, group_words, problems)  # which adds its own to `problems`
+
+    def choices_again(loader, name, group_words):
+        if compose.config_dir() != own:
+            return chosen(loader, name, group_words)
+        return list(choices(name, tuple(group_words)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "composed_by_hydra", config_again)
+        patch.setattr(compose, "chosen", choices_again)
+        yield
 
 
 @pytest.fixture(scope="session")

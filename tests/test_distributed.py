@@ -12,13 +12,19 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import distributed_cases
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from distributed_cases import Case
+from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from dml import build, cli, processes, record, run
+from dml import build, cli, distributed, processes, record, run
 from dml.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +54,12 @@ CASES = {
     ),
     # A loss with parameters over pairs, a miner that draws at random.
     "miner": ("loss=margin", "miner=distance_weighted", *CLASSES, *FROZEN),
+    # Each process's part in chunks of its own, with all that makes more passes or more weights of it.
+    "chunks": (
+        *("loss=circle", *CLASSES, *FROZEN, "trainer.batch_chunks=2", "averaging=ema"),
+        *("memory=xbm", "memory.size=40", "memory.start_step=2"),
+        *("optimizer.sam_rho=0.05", "trainer.gradient_clip_val=0.1"),
+    ),
 }
 MORE = {
     "multi_similarity": ("loss=multi_similarity", *CLASSES, *FROZEN),
@@ -64,12 +76,15 @@ MORE = {
     ),
     "levels": ("loss=triplet", *CLASSES, *FROZEN, "regularizer=mdr"),
     "looked at": ("loss=arcface", *IMAGES, *FROZEN, "callbacks=forensics", "callbacks.every=2"),
-    "chunks": ("loss=circle", *CLASSES, *FROZEN, "trainer.batch_chunks=2"),
+    # 12 images in 3 processes and 4 chunks are one image a chunk.
+    "plain chunks": ("loss=smooth_ap", *CLASSES, *FROZEN, "trainer.batch_chunks=4"),
+    "chunks of a share": ("loss=proxy_nca", *IMAGES, *FROZEN, "trainer.batch_chunks=2"),
+    "swa": ("loss=contrastive", *CLASSES, "averaging=swa", "averaging.start=0.5"),
 }
 
 
-def glyphs(cache: Path, *more: str) -> list[str]:
-    steps = ("trainer.max_steps=10", "trainer.precision=64-true", "trainer.devices=auto")
+def glyphs(cache: Path, *more: str, precision: str = "64-true") -> list[str]:
+    steps = ("trainer.max_steps=10", f"trainer.precision={precision}", "trainer.devices=auto")
     return ["data=glyphs", f"data.root={cache}", *NETWORK, *steps, *more]
 
 
@@ -80,18 +95,30 @@ def environment(rank: int, world: int) -> dict[str, str]:
     return {**os.environ, **{k: str(v) for k, v in own.items()}}
 
 
-def prepared(cases: dict[str, tuple[str, ...]], cache: Path) -> bytes:
-    """Every case composed and checked, once for all processes: Hydra takes longer than ten steps."""
-    ready = {name: cli.checked(glyphs(cache, *words)) for name, words in cases.items()}
-    for composed, _ in ready.values():
-        composed.__dict__["choices"] = []  # for a table that nobody reads
-    return pickle.dumps(ready)
+def prepared(words: list[str]) -> Case:
+    """A case composed and checked, once for all processes: Hydra takes longer than ten steps."""
+    case = Case(*cli.checked(words))
+    case.composed.__dict__["choices"] = []  # for a table that nobody reads
+    return case
 
 
-def ten_steps(ready: bytes, world: int, folder: Path) -> dict[str, dict]:
+def stopped(case: Case) -> Case:
+    """That is to be stopped within its steps."""
+    return Case(deepcopy(case.composed), case.index, stopped=True)
+
+
+def resumed(case: Case, run_dir: Path) -> Case:
+    """That goes on from the checkpoint of a stopped one."""
+    case = Case(deepcopy(case.composed), case.index)
+    case.composed.config.ckpt_path = str(run_dir / "checkpoints" / "last.ckpt")
+    assert torch.load(case.composed.config.ckpt_path, weights_only=True)["global_step"] == 6
+    return case
+
+
+def together(cases: dict[str, Case], world: int, folder: Path) -> dict[str, dict]:
     """name -> weights after ten steps of that run in `world` processes."""
     folder.mkdir()
-    (folder / "cases").write_bytes(ready)
+    (folder / "cases").write_bytes(pickle.dumps(cases))
     started = [
         subprocess.Popen(
             [sys.executable, distributed_cases.__file__, folder / "cases", folder],
@@ -104,7 +131,7 @@ def ten_steps(ready: bytes, world: int, folder: Path) -> dict[str, dict]:
     ]
     said = [process.communicate(timeout=900)[1] for process in started]
     assert [process.returncode for process in started] == [0] * world, "\n".join(said)
-    return {name: weights(folder / name) for name in pickle.loads(ready)}
+    return {name: weights(folder / name) for name in cases}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -112,34 +139,71 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def difference(one: dict, other: dict) -> tuple[float, str]:
-    """The largest difference of two state dicts and where it is."""
+    """The largest difference of two state dicts and where it is; infinite where either is no number."""
     assert one.keys() == other.keys()
-    return max(((one[k].double() - other[k].double()).abs().max().item(), k) for k in one)
+
+    def apart(key: str) -> float:
+        gap = (one[key].double() - other[key].double()).abs()
+        return gap.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()
+
+    return max((apart(key), key) for key in one)
 
 
-def one_process(ready: bytes, folder: Path) -> dict[str, dict]:
-    for name, (composed, index) in pickle.loads(ready).items():
-        distributed_cases.ten_steps(composed, index, folder / name)
-    return {name: weights(folder / name) for name in pickle.loads(ready)}
+def test_no_number_is_no_agreement():
+    one = {"a": torch.tensor([0.5]), "b": torch.tensor([1.0])}
+    assert difference(one, {**one, "b": torch.tensor([1.25])}) == (0.25, "b")
+    assert difference(one, {**one, "b": torch.tensor([torch.nan])}) == (torch.inf, "b")
 
 
-def assert_same_models(cases: dict, worlds: tuple[int, ...], cache: Path, tmp_path: Path) -> None:
-    ready = prepared(cases, cache)
-    alone = one_process(ready, tmp_path)
-    for name, (composed, _) in pickle.loads(ready).items():
-        torch.manual_seed(composed.config.seed)
-        before = build.encoder(composed.config).head.linear.weight
-        moved = (alone[name]["encoder.head.linear.weight"] - before).norm()
+def alone(case: Case, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after ten steps in one process, with the whole batch at once."""
+    case = Case(deepcopy(case.composed), case.index, case.stopped)
+    case.composed.config.trainer.batch_chunks = 1
+    distributed_cases.ten_steps(case, folder)
+    return weights(folder)
+
+
+def assert_same_models(words: dict, worlds: tuple[int, ...], cache: Path, tmp_path: Path) -> None:
+    """Weights after ten steps, and what is collected to be evaluated, in any number of processes.
+
+    The last case is also stopped in several processes and resumed in one, and the other way round.
+    """
+    cases = {name: prepared(glyphs(cache, *each)) for name, each in words.items()}
+    last = list(cases)[-1]
+    expected = {}
+    for name, case in cases.items():
+        expected[name] = alone(case, tmp_path / name)
+        torch.manual_seed(case.composed.config.seed)
+        before = build.encoder(case.composed.config).head.linear.weight
+        moved = (expected[name]["encoder.head.linear.weight"] - before).norm()
         assert moved > 1e-4, f"{name} learned nothing"
+    alone(stopped(cases[last]), tmp_path / "stopped")
+    cases |= {
+        "stopped": stopped(cases[last]),
+        "resumed": resumed(cases[last], tmp_path / "stopped"),
+    }
+    rows = distributed_cases.evaluated(cases[last].index.part("test"))
+    assert len(rows["8 images without [0, 1, 2, 3]"][0]) == 4
     for world in worlds:
-        together = ten_steps(ready, world, tmp_path / str(world))
-        for name, state in together.items():
-            largest, where = difference(alone[name], state)
+        folder = tmp_path / str(world)
+        found = together(cases, world, folder)
+        goes_on = resumed(cases[last], folder / "stopped")
+        found["stopped"] = alone(goes_on, folder / "goes on")
+        for name, state in found.items():
+            largest, where = difference(expected.get(name, expected[last]), state)
             assert largest < 1e-9, f"{name}, {world} processes: {where} is off by {largest:.3g}"
+        evaluated = torch.load(folder / "evaluated.pt", weights_only=True)
+        assert evaluated.keys() == rows.keys()
+        for name, own in rows.items():
+            for one, other in zip(own, evaluated[name], strict=True):
+                assert torch.equal(one, other), f"{name}, {world} processes"
 
 
 def test_two_processes_train_the_model_of_one(cache, tmp_path):
-    """Pair, tuple, proxy and ranking losses, memory, miner: trunk, head, loss and queue after ten steps."""
+    """Pair, tuple, proxy and ranking losses, memory, miner: trunk, head, loss and queue after ten steps.
+
+    And few images, some of them unreadable, come together as in one process.
+    """
     assert_same_models(CASES, (2,), cache, tmp_path)
 
 
@@ -151,6 +215,23 @@ def test_three_processes_train_the_model_of_one(cache, tmp_path):
 @pytest.mark.slow
 def test_every_kind_of_term_is_that_of_one_process(cache, tmp_path):
     assert_same_models(MORE, (2, 3), cache, tmp_path)
+
+
+@pytest.mark.slow
+def test_in_float32_two_processes_differ_by_rounding(cache, tmp_path):
+    """As docs/scaling.md says, of resuming with another number of processes as well."""
+    words = {"frozen": (*CASES["ranks"],), "batch statistics": CASES["pair"]}
+    cases = {k: prepared(glyphs(cache, *w, precision="32-true")) for k, w in words.items()}
+    cases |= {f"{name}, stopped": stopped(case) for name, case in cases.items()}
+    found = together(cases, 2, tmp_path / "2")
+    for name in words:
+        expected = alone(cases[name], tmp_path / name)
+        goes_on = resumed(cases[name], tmp_path / "2" / f"{name}, stopped")
+        ended = alone(goes_on, tmp_path / f"{name}, resumed")
+        for state in (found[name], ended):
+            largest, where = difference(expected, state)
+            print(f"{name}: {where} is off by {largest:.3g}")
+            assert largest < (1e-5 if name == "frozen" else 1e-2), where
 
 
 # ---------------------------------------------------------------- whole runs
@@ -238,17 +319,17 @@ def test_a_run_stopped_with_two_processes_goes_on_with_one(cache, tmp_path):
     try:
         wait_for(tmp_path / "cut" / "log.txt", "epoch 1/5")
         process.terminate()
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
     finally:
         process.kill()  # its processes then end by themselves
-    assert process.returncode == 128 + signal.SIGTERM, said
+    assert process.returncode == processes.SAVED, said
     assert said.count("Resume with") == 1
     run.train(*cli.checked([*words, "ckpt_path=last"]))
     largest, where = difference(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert largest < 1e-4, where
 
 
-def wait_for(path: Path, text: str, seconds: float = 300) -> None:
+def wait_for(path: Path, text: str, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < end, f"{text!r} never came in {path}"
@@ -279,13 +360,91 @@ def test_one_process_that_fails_ends_all_and_speaks_alone(cache, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_process_ends_all(cache, tmp_path):
+    """As the kernel kills where memory is short: in words, with what is kept, and soon."""
+    words = digits(cache, tmp_path / "run", "trainer.devices=2", "trainer.max_epochs=500", *FROZEN)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for(tmp_path / "run" / "log.txt", "epoch 2/500")
+        os.kill(worker(process.pid, rank=1), signal.SIGKILL)
+        begun = time.monotonic()
+        _, said = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 1, said
+    assert time.monotonic() - begun < 300  # seconds are enough; but trainer.timeout is half an hour
+    assert said.count("process 1 was ended by SIGKILL (out of memory?)") == 1
+    assert said.count("another of the 2 processes has gone") == 1
+    assert "ckpt_path=last" in said
+    assert "Traceback" not in said
+    assert "gloo" not in said
+
+
+def worker(parent: int, rank: int) -> int:
+    """Process id of one of the processes that a command has started."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError(f"process {parent} has no child of rank {rank}")
+
+
+@pytest.mark.slow
+def test_however_they_are_started_processes_leave_the_same_run(cache, tmp_path):
+    """torchrun, and srun as far as its variables go: the same weights to the last digit."""
+    more = ("trainer=ddp", "trainer.max_epochs=1", *FROZEN)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    clean["OMP_NUM_THREADS"] = "1"
+
+    def start(launcher: tuple[str, ...], name: str, **more_variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                *launcher,
+                str(ROOT / "train.py"),
+                *digits(cache, tmp_path / name, *more),
+            ],
+            env=clean | more_variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+    step |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    started = [start(torchrun, "torchrun")]
+    for task in ("0", "1"):
+        own = {"SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_NODEID": "0"}
+        started.append(start((), "srun", **step, **own))
+    said = [process.communicate(timeout=900)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(said)
+    for name, lines in (("torchrun", said[0]), ("srun", "".join(said[1:]))):
+        assert lines.count("epoch 1/1") == 1, name
+        assert record.read(tmp_path / name)["hardware"]["processes"] == 2, name
+    assert difference(weights(tmp_path / "torchrun"), weights(tmp_path / "srun"))[0] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_class", [False, True])
 def test_unreadable_images_are_skipped_and_counted_as_one_process_does(
     whole_class, cache, tmp_path
 ):
-    """Parts of a batch of unequal size, even empty ones, and an evaluation of unequal parts."""
+    """Parts of a batch of unequal size, even empty ones, and an evaluation of unequal parts.
+
+    Even a whole batch may be gone, of which no BatchNorm takes a mean, and a process's part in validation.
+    """
     words = digits(cache, tmp_path / "one", "data.on_bad_image=skip")
-    if whole_class:  # a batch of two classes: one of the processes may be left without an image
+    if whole_class:  # of the two in a batch
         words += ["loss=contrastive", "sampler.classes_per_batch=2", "sampler.batches_per_epoch=10"]
     else:
         words = [word for word in words if not word.startswith("sampler.")]
@@ -293,8 +452,16 @@ def test_unreadable_images_are_skipped_and_counted_as_one_process_does(
     composed, index = cli.checked(words)
     broken = [index.part(split).path(i) for split in ("train", "val", "test") for i in range(25)]
     if whole_class:
-        train = index.part("train")
-        broken = [train.path(i) for i in range(len(train)) if train.labels[i] == 0]
+        train, val = index.part("train"), index.part("val")
+        lost = np.isin(train.labels, gone := (0, 1))
+        drawn = [
+            part
+            for epoch in (0, 1)
+            for part in build.sampler(composed.config, train).batches(epoch)
+        ]
+        assert any(lost[part].all() for part in drawn), f"no batch of the classes {gone}"
+        broken = [train.path(i) for i in np.flatnonzero(lost)]
+        broken += [val.path(i) for i in range(len(val) // 2, len(val))]
     whole = {path: path.read_bytes() for path in broken}
     for path in broken:
         path.write_bytes(b"no image")
@@ -363,6 +530,19 @@ def test_slurm_says_which_process_this_is(monkeypatch):
     here = processes.place()
     assert (here.rank, here.world_size, here.local_rank, here.local_world_size) == (11, 16, 3, 8)
     assert (here.nodes, here.started_by) == (2, "srun")
+
+
+def test_within_a_batch_script_lightning_requeues_nothing(monkeypatch):
+    """It would take Slurm's SIGUSR1, and a checkpoint of its own, from those who answer it here."""
+    for name in processes.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_JOB_ID", "4321")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert SLURMEnvironment.detect()
+    config = OmegaConf.create({"trainer": {"devices": 1, "accelerator": "cpu", "timeout": 9}})
+    trainer = pl.Trainer(accelerator="cpu", logger=False, **distributed.trainer_arguments(config))
+    assert not isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment)
 
 
 def test_a_program_of_ones_own_is_told_to_start_the_processes(cache, tmp_path):

@@ -409,7 +409,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_indexed(folder, bundle, t
     frames[0].save(folder / "wren" / "moving.gif", save_all=True, append_images=frames[1:])
     begin = time.monotonic()
     assert command.run([f"encoder={bundle}", f"images={folder}", f"out={tmp_path / 'ix'}"]) == 0
-    assert time.monotonic() - begin < 60  # nothing was decoded endlessly, no pipe waited for
+    assert time.monotonic() - begin < 600  # nothing was decoded endlessly, no pipe waited for
     with (tmp_path / "ix" / files.UNREADABLE).open(newline="") as file:
         why = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert set(why) == {

@@ -63,7 +63,7 @@ def test_the_next_job_is_asked_for_when_it_is_needed(tmp_path):
 MEETING = (
     "import pathlib, sys, time\n"
     "here = pathlib.Path({folder!r}); (here / {own!r}).touch()\n"
-    "for _ in range(600):\n"
+    "for _ in range(6000):\n"
     "    if (here / {other!r}).exists(): sys.exit(0)\n"
     "    time.sleep(0.05)\n"
     "sys.exit(1)"
@@ -99,7 +99,7 @@ def test_joblib_gives_each_job_a_device_of_its_own(tmp_path, monkeypatch):
 SLEEPS = (
     "import pathlib, signal, sys, time\n"
     "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-    "pathlib.Path({ready!r}).touch(); time.sleep(60)"
+    "pathlib.Path({ready!r}).touch(); time.sleep(600)"
 )
 
 
@@ -107,7 +107,7 @@ def when_there(path: Path, action) -> threading.Thread:
     """Do something in another thread once a file is there."""
 
     def wait():
-        for _ in range(1200):
+        for _ in range(6000):
             if path.exists():
                 break
             time.sleep(0.05)
@@ -128,12 +128,10 @@ def test_stopping_ends_the_running_and_begins_no_other(launcher, tmp_path):
         ready = tmp_path / "ready2"
     jobs += [writing(tmp_path, name) for name in "ab"]
     thread = when_there(ready, lambda: processes.stop(signal.SIGINT))
-    begun = time.monotonic()
     ended = {job.name: code for job, code in launcher(jobs, processes, tmp_path)}
     thread.join()
-    assert ended["long"] in (143, -signal.SIGTERM)
+    assert ended["long"] in (143, -signal.SIGTERM)  # not 0, after ten minutes
     assert ended["a"] == ended["b"] == STOPPED
-    assert time.monotonic() - begun < 50
     assert not (tmp_path / "a.txt").exists()
 
 
@@ -186,7 +184,7 @@ RESUMES = (
     "if saved.exists(): sys.exit(0)\n"
     "def save(*_): saved.write_text('saved'); sys.exit(143)\n"
     "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
-    "pathlib.Path({ready!r}).touch(); time.sleep(60); sys.exit(1)"
+    "pathlib.Path({ready!r}).touch(); time.sleep(600); sys.exit(1)"
 )
 
 
@@ -267,7 +265,7 @@ def test_slurm_is_given_the_options_and_no_job_twice(tmp_path, by_value, monkeyp
     for option in ("--partition=gpu", "--qos=low", "--mem=8GB", "--time=30", "--signal=USR2@"):
         assert option in sent
     # One that is in the queue already, from a sweep that was killed, is waited for.
-    running = script(tmp_path, "b", "import time; time.sleep(8)")
+    running = script(tmp_path, "b", "import time; time.sleep(3)")
     submitted = launchers.Submitted(folder / "submitit" / "jobs.json")
     handle = launcher.executor(folder).submit(Remote(), running)
     submitted.remember(running, handle.job_id)

@@ -80,7 +80,7 @@ def offline_run(run_dir: Path) -> dict[str, list]:
 
 def ended_runs(run_dir: Path, number: int) -> dict[str, list]:
     """`offline_run` once so many runs have ended: W&B's own process writes that a little later."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a machine may be busy
     while len((found := offline_run(run_dir)).get("exit", [])) < number:
         assert time.monotonic() < deadline, "W&B did not write that the run has ended"
         time.sleep(0.1)

@@ -60,12 +60,16 @@ def assert_equal_weights(one: dict, other: dict) -> None:
         assert torch.equal(value, other[key]), key
 
 
+# Drop-out draws random numbers at every step: a resumed run must go on drawing where it stopped.
+WHOLE = ("loss=proxy_nca", "miner=none", "backbone.kwargs.drop_rate=0.1")
+
+
 @pytest.fixture(scope="module")
 def finished(cache, tmp_path_factory) -> tuple[Path, dict]:
     """One run that several tests look at."""
     cli.set_up_log()
     directory = tmp_path_factory.mktemp("finished") / "run"
-    return directory, train(cache, directory, "loss=proxy_nca")
+    return directory, train(cache, directory, *WHOLE)
 
 
 def test_a_run_leaves_what_it_says(finished):
@@ -80,6 +84,7 @@ def test_a_run_leaves_what_it_says(finished):
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "best.ckpt",
         "last.ckpt",
+        "previous.ckpt",
     ]
 
 
@@ -124,10 +129,12 @@ def test_validation_metrics_of_the_record_are_those_of_the_chosen_weights(finish
     assert found["metrics"]["val"]["recall@1"] == pytest.approx(max(curve), abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["circle", "triplet", "multi_similarity", "proxy_nca"])
-def test_same_command_same_weights(loss, cache, tmp_path):
-    """Bit for bit on a CPU: seeds, order of batches, augmentation, mining."""
-    changed = f"loss={loss}", "trainer.max_epochs=1"
+def test_same_command_same_weights(cache, tmp_path):
+    """Bit for bit on a CPU: seeds, order of batches, augmentation, mining.
+
+    With proxies, and batches of single images, the resumed runs below say it too.
+    """
+    changed = "loss=triplet", "miner=distance_weighted", "trainer.max_epochs=1"
     first = train(cache, tmp_path / "a", *changed)
     second = train(cache, tmp_path / "b", *changed, "loader.num_workers=2")
     assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -149,15 +156,15 @@ class StopAt(StopOnSignal):
 
 
 @pytest.mark.parametrize(("step", "workers"), [(4, 0), (6, 2), (9, 2), (12, 0)])
-def test_a_stopped_run_resumes_to_the_same_result(step, workers, cache, tmp_path, monkeypatch):
-    """Stopped within the first epoch, at its last batch, within the second, and at the very end."""
-    changed = (
-        "loss=proxy_nca",
-        "miner=none",
-        "backbone.kwargs.drop_rate=0.1",
-        f"loader.num_workers={workers}",
-    )
-    whole = train(cache, tmp_path / "whole", *changed)
+def test_a_stopped_run_resumes_to_the_same_result(
+    step, workers, finished, cache, tmp_path, monkeypatch
+):
+    """Stopped within the first epoch, at its last batch, within the second, and at the very end.
+
+    With workers too, and held against a run that had none.
+    """
+    changed = (*WHOLE, f"loader.num_workers={workers}")
+    directory, whole = finished
     monkeypatch.setattr(StopAt, "step", step)
     with monkeypatch.context() as patch:
         patch.setattr(run, "StopOnSignal", StopAt)
@@ -165,8 +172,8 @@ def test_a_stopped_run_resumes_to_the_same_result(step, workers, cache, tmp_path
             train(cache, tmp_path / "part", *changed)
     assert not (tmp_path / "part" / "record.json").exists()
     resumed = train(cache, tmp_path / "part", *changed, "ckpt_path=last")
-    assert_equal_weights(weights(tmp_path / "whole"), weights(tmp_path / "part"))
-    assert_equal_weights(weights(tmp_path / "whole", "best"), weights(tmp_path / "part", "best"))
+    assert_equal_weights(weights(directory), weights(tmp_path / "part"))
+    assert_equal_weights(weights(directory, "best"), weights(tmp_path / "part", "best"))
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["checkpoint"] == whole["checkpoint"]
     with (tmp_path / "part" / "metrics.csv").open(newline="") as file:
@@ -381,19 +388,22 @@ def test_early_stopping(tmp_path):
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, cache, tmp_path):
     """The real thing, in a process of its own: the printed command goes on."""
     command = [sys.executable, str(ROOT / "train.py"), *words(cache, tmp_path / "run")]
-    command += ["trainer.max_epochs=40"]
+    command += ["trainer.max_epochs=20"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log.txt"
-    for _ in range(600):
-        if log.exists() and "epoch 1/40" in log.read_text():
-            break
-        time.sleep(0.1)
+    deadline = time.monotonic() + 300  # a machine may be busy
+    while not (log.exists() and "epoch 1/20" in log.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the first epoch never ended"
+        time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, error
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == (130 if number == signal.SIGINT else 75), error
     assert "Resume with\n" in error
     resume = shlex.split(error.split("Resume with\n")[1].split("\n")[0])
     assert resume[-1] == "ckpt_path=last"
+    if number == signal.SIGTERM:
+        return  # the same command and checkpoint; once is enough to go on with
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *resume[2:]],
         cwd=tmp_path,

@@ -458,17 +458,19 @@ def test_a_stopped_trial_counts_as_stopped(cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "joblib"])
-def test_killed_within_a_trial_the_search_goes_on(launcher, cache, tmp_path):
-    """The real thing: the trial that was running is resumed with the same options."""
+def test_killed_within_a_trial_the_search_goes_on(cache, tmp_path):
+    """The real thing: the trial that was running is resumed with the same options.
+
+    By the launcher of several at a time; how a job of the other ends with its parent is in test_sweep.py.
+    """
     folder = tmp_path / "search"
     words = [
         *(sys.executable, str(ROOT / "train.py"), *tiny(cache, "trainer.max_epochs=6")),
-        *("search=circle", "search.trials=3", f"run_dir={folder}", f"launcher={launcher}"),
+        *("search=circle", "search.trials=2", f"run_dir={folder}", "launcher=joblib"),
     ]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = folder / "trial0001" / "log.txt"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (log.exists() and "epoch 2/6" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -479,7 +481,7 @@ def test_killed_within_a_trial_the_search_goes_on(launcher, cache, tmp_path):
     assert done.returncode == 0, done.stderr
     found = trials(folder)
     assert [t.state for t in found if t.state == TrialState.FAIL] == []
-    assert len(found) == 3
+    assert len(found) == 2
     assert found[0].params == before
     assert list(found[0].intermediate_values) == [1, 2, 3, 4, 5, 6]
     assert "Resuming" in log.read_text()

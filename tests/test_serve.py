@@ -89,7 +89,7 @@ def running(index, encoder, **values):
             yield Running(url, app.state.service, client)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
         assert not app.state.service.batcher._thread.is_alive()
 
@@ -296,17 +296,44 @@ def test_large_requests_are_refused_by_header_and_by_what_arrives(place, encoder
     index.close()
 
 
+def test_endless_headers_are_cut_off(server):
+    """No byte of the body has come yet, so that the limits of the body say nothing."""
+    host, port = re.fullmatch(r"http://(.*):(\d+)", server.url).groups()
+    with socket.create_connection((host, int(port)), 10) as line:
+        sent, answer = 0, b""
+        try:
+            line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+            while sent < 4 << 20:
+                sent += line.send(b"x" * 65536)
+            answer = line.recv(1000)
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it hung up
+    assert sent < 4 << 20 or answer.startswith(b"HTTP/1.1 4") or answer == b""
+    assert server.client.get("/api/labels").status_code == 200
+
+
+def test_a_form_of_thousands_of_fields_is_refused(server):
+    """Small in bytes, and much to take apart."""
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for address in ("/api/search", "/"):
+        answer = server.client.post(address, content=part * 3000 + b"--x--", headers=headers)
+        assert 400 <= answer.status_code < 500
+        assert "<html" in answer.text or error_of(answer)
+    assert server.client.get("/api/labels").status_code == 200
+
+
 def test_slow_answers_and_slow_uploads_end(place, encoder, monkeypatch):
     index = open_index(place / "ix")
     open_gate = threading.Event()
-    with running(index, encoder, timeout=0.5) as server:
+    with running(index, encoder, timeout=2) as server:  # a busy machine answers within it, too
         embed = server.service.batcher._embed
         monkeypatch.setattr(
             server.service.batcher, "_embed", lambda pixels: open_gate.wait(20) and embed(pixels)
         )
         answer = upload(server.client, png())
         assert answer.status_code == 504
-        assert "within 0.5 s" in error_of(answer)
+        assert "within 2 s" in error_of(answer)
         open_gate.set()
         host, port = re.fullmatch(r"http://(.*):(\d+)", server.url).groups()
         with socket.create_connection((host, int(port)), 10) as line:
@@ -327,7 +354,7 @@ def test_more_requests_than_it_takes(place, encoder, monkeypatch):
         monkeypatch.setattr(
             server.service.batcher, "_embed", lambda pixels: gate.wait(20) and embed(pixels)
         )
-        waiting = [pool.submit(upload, httpx.Client(base_url=server.url), png()) for _ in range(2)]
+        waiting = [pool.submit(upload, httpx.Client(base_url=server.url, timeout=60), png()) for _ in range(2)]
         for _ in range(500):
             answer = server.client.get("/api/labels")
             if answer.status_code == 503:
@@ -615,10 +642,10 @@ def test_it_stops_cleanly_by_ctrl_c_and_by_sigterm(place):
         for process, stop in zip(processes, stops, strict=True):
             url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline()).group()
             transport = httpx.HTTPTransport(retries=8)
-            with httpx.Client(transport=transport, base_url=url, timeout=20) as client:
+            with httpx.Client(transport=transport, base_url=url, timeout=300) as client:
                 assert client.get("/api/health").status_code == 200
             process.send_signal(stop)
-            rest, _ = process.communicate(timeout=20)
+            rest, _ = process.communicate(timeout=300)
             assert (process.returncode, rest.strip()) == (0, "Stopped.")
     finally:
         for process in processes:
@@ -650,7 +677,7 @@ def test_the_api_keeps_to_its_description(server):
         operation = found.ok()
 
         @settings(
-            max_examples=15,
+            max_examples=8,
             deadline=None,
             database=None,
             derandomize=True,

@@ -308,11 +308,11 @@ def left_alone(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_every_job_of_a_sweep_equals_the_run_alone(cache, tmp_path):
-    """Bit for bit, the third as the first: nothing of a job reaches the next. Its record tells how to make
+    """Bit for bit, the second as the first: nothing of a job reaches the next. Its record tells how to make
     it alone.
     """
     folder = tmp_path / "sweep"
-    losses = ("proxy_nca", "circle", "triplet")
+    losses = ("proxy_nca", "triplet")
     line = tiny(cache, f"loss={','.join(losses)}", f"run_dir={folder}", "trainer.max_epochs=2")
     line = [word for word in line if not word.startswith("sampler.")]  # proxy_nca brings another
     assert sweep.run(line, Local()) == 0
@@ -328,23 +328,26 @@ def test_every_job_of_a_sweep_equals_the_run_alone(cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draw", range(3))
-def test_killed_at_any_moment_it_goes_on(draw, cache, tmp_path):
-    """SIGKILL, three times at drawn moments, then to the end: no finished job is repeated, and the results
-    are those of a sweep that nothing happened to.
+def test_killed_at_any_moment_it_goes_on(cache, tmp_path):
+    """SIGKILL within each job, at an epoch and a moment of it that are drawn, then to the end: no finished
+    job is repeated, and the results are those of a sweep that nothing happened to.
     """
-    losses = "contrastive,triplet,circle"
+    losses = ("contrastive", "triplet")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    words = tiny(cache, f"loss={losses}", "trainer.max_epochs=4", "loader.num_workers=1")
+    words = tiny(cache, f"loss={','.join(losses)}", "trainer.max_epochs=4", "loader.num_workers=1")
     assert sweep.run([*words, f"run_dir={whole}"], here) == 0
-    draws, finished = random.Random(draw), {}
-    for _ in range(3):
+    draws, finished = random.Random(3), {}
+    for loss in losses:
+        log, epoch = folder / f"loss={loss}" / "log.txt", draws.randint(1, 4)
         process = subprocess.Popen(
             command(*words, f"run_dir={folder}"),
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        time.sleep(draws.uniform(2, 40))
+        wait_for(
+            lambda log=log, epoch=epoch: log.exists() and f"epoch {epoch}/4" in log.read_text()
+        )
+        time.sleep(draws.uniform(0, 0.5))
         process.kill()
         process.wait()
         for path in folder.glob(f"*/{record.FILE}"):
@@ -380,10 +383,10 @@ def test_a_job_does_not_outlive_its_sweep(cache, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(cache, tmp_path):
     folder = tmp_path / "sweep"
-    words = tiny(cache, "seed=0,1", "trainer.max_epochs=30", f"run_dir={folder}")
+    words = tiny(cache, "seed=0,1", "trainer.max_epochs=15", f"run_dir={folder}")
     process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
     log = folder / "seed=0" / "log.txt"
-    wait_for(lambda: log.exists() and "epoch 2/30" in log.read_text())
+    wait_for(lambda: log.exists() and "epoch 1/15" in log.read_text())
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
@@ -398,10 +401,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(cache, tmp_path):
 def test_a_job_that_the_system_kills_takes_no_other_along(cache, tmp_path, monkeypatch):
     """As it does where memory runs out; the job's log says so."""
     folder = tmp_path / "sweep"
-    words = tiny(cache, "seed=0,1", "trainer.max_epochs=30", f"run_dir={folder}")
+    words = tiny(cache, "seed=0,1", "trainer.max_epochs=15", f"run_dir={folder}")
     process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
     log = folder / "seed=0" / "log.txt"
-    wait_for(lambda: log.exists() and "epoch 2/30" in log.read_text())
+    wait_for(lambda: log.exists() and "epoch 1/15" in log.read_text())
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     _, error = process.communicate(timeout=600)
@@ -410,9 +413,9 @@ def test_a_job_that_the_system_kills_takes_no_other_along(cache, tmp_path, monke
     assert "killed by SIGKILL, perhaps for want of memory" in log.read_text()
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 600) -> None:
     """Until it holds; a machine may be slow."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.1)
+        time.sleep(0.05)

@@ -16,12 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dml import build, processes
+from dml.config import saved
 from dml.config.compose import Composed
-from dml.config.pins import flat
+from dml.config.pins import dotted, flat
 from dml.config.ranges import MISSING, Checked
 from dml.data.index import SPLITS, ImageIndex
-from dml.errors import ConfigurationError, Problem
+from dml.errors import ConfigurationError, Problem, RunError
 from dml.evaluation.names import parse
+from dml.run_directory import CHECKPOINTS, resumable
+from dml.run_directory import LAST as LAST_CHECKPOINT
 
 GROUPS = (
     "data",
@@ -325,10 +328,6 @@ def rules_with_data(composed: Composed, index: ImageIndex) -> list[Problem]:
         else:
             found += memory_problems(config, sampler.batch_size, len(sampler))
             found += share_problems(config, sampler)
-            chunks = config.trainer.batch_chunks
-            if chunks > sampler.batch_size:
-                what = f"cuts batches of {sampler.batch_size} images into more parts than images."
-                found.append(Problem(f"trainer.batch_chunks={chunks}", what))
     has_val = len(index.part("val")) > 0
     if not has_val and config.selection.rule == "best":
         found.append(
@@ -383,13 +382,19 @@ def memory_problems(config: DictConfig, batch_size: int, batches: int) -> list[P
 
 
 def share_problems(config: DictConfig, sampler: Any) -> list[Problem]:
-    """A batch that several processes cannot share evenly."""
-    if node_problems(config, "trainer") or (processes.world_size(config) or 1) == 1:
+    """A batch that several processes cannot share evenly, or that is cut into more chunks than images."""
+    if node_problems(config, "trainer"):
         return []
-    try:
-        next(sampler.batches(0, 0, processes.world_size(config)))
-    except ConfigurationError as error:
-        return error.problems
+    number, chunks = processes.world_size(config) or 1, config.trainer.batch_chunks
+    if number > 1:
+        try:
+            next(sampler.batches(0, 0, number))
+        except ConfigurationError as error:
+            return error.problems
+    if chunks > (share := sampler.batch_size // number):
+        whose = "batches" if number == 1 else "each process's part"
+        what = f"cuts {whose} of {share} images into more parts than images."
+        return [Problem(f"trainer.batch_chunks={chunks}", what)]
     return []
 
 
@@ -397,41 +402,67 @@ def run_dir_problems(composed: Composed) -> list[Problem]:
     """Where the run is written and what it resumes."""
     config, found = composed.config, []
     directory = Path(config.run_dir).expanduser() if config.run_dir else None
-    checkpoint = checkpoint_path(config)
+    checkpoints = checkpoints_to_resume(config)
     if directory and directory.exists() and not directory.is_dir():
         found.append(Problem(f"run_dir={config.run_dir}", "is a file. Choose a directory."))
-    elif directory and (directory / "record.json").exists():
+    elif why := not_writable(directory or Path("runs")):
+        found.append(Problem(f"run_dir={config.run_dir or 'runs/...'}", why))
+    elif directory and (directory / "record.json").exists() and config.ckpt_path != AUTO:
         found.append(
             Problem(
                 f"run_dir={config.run_dir}",
                 "holds a finished run (record.json).\nChoose another directory, or remove that one.",
             )
         )
-    elif directory and not config.ckpt_path and (directory / "checkpoints" / "last.ckpt").exists():
+    elif directory and not config.ckpt_path and resumable(directory):
         found.append(
             Problem(
                 f"run_dir={config.run_dir}",
                 "holds an unfinished run.\nAdd ckpt_path=last to resume it, or choose another directory.",
             )
         )
-    if config.ckpt_path == "last" and directory is None:
+    if config.ckpt_path in (LAST, AUTO) and directory is None:
+        what = "of which run? Add run_dir=DIR, the directory of that run."
+        found.append(Problem(f"ckpt_path={config.ckpt_path}", what))
+    elif config.ckpt_path == LAST and not checkpoints:
+        missing = Path(config.run_dir).expanduser() / CHECKPOINTS / LAST_CHECKPOINT
+        found.append(Problem("ckpt_path=last", f"there is no file {missing}."))
+    elif config.ckpt_path not in (None, LAST, AUTO) and not checkpoints[0].is_file():
         found.append(
-            Problem("ckpt_path=last", "of which run? Add run_dir=DIR, the directory of that run.")
+            Problem(f"ckpt_path={config.ckpt_path}", f"there is no file {checkpoints[0]}.")
         )
-    elif checkpoint is not None and not checkpoint.is_file():
-        found.append(Problem(f"ckpt_path={config.ckpt_path}", f"there is no file {checkpoint}."))
-    elif checkpoint is not None and directory is not None:
+    elif directory is not None and (checkpoints or is_finished(config)):
         found += changed_options(composed, directory)
     return found
 
 
-def checkpoint_path(config: DictConfig) -> Path | None:
-    """The checkpoint that `ckpt_path` names, or None."""
+def is_finished(config: DictConfig) -> bool:
+    """Whether there is nothing left to do: `ckpt_path=auto`, and the run has its record."""
+    directory = Path(config.run_dir or ".").expanduser()
+    return config.ckpt_path == AUTO and (directory / "record.json").exists()
+
+
+def not_writable(directory: Path) -> str | None:
+    """Why a directory cannot be made or written to, and the mend; None: nothing is known against it."""
+    directory = directory.absolute()
+    there = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not there.is_dir():
+        return f"lies below {there}, which is a file. Choose a directory."
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"cannot be written: {there} is read-only. Choose another directory: run_dir=DIR."
+    return None
+
+
+LAST, AUTO = "last", "auto"  # words for ckpt_path
+
+
+def checkpoints_to_resume(config: DictConfig) -> list[Path]:
+    """What `ckpt_path` means: the run goes on from the first that is whole; none at all: it begins."""
     if config.ckpt_path is None:
-        return None
-    if config.ckpt_path == "last":
-        return Path(config.run_dir or ".").expanduser() / "checkpoints" / "last.ckpt"
-    return Path(config.ckpt_path).expanduser()
+        return []
+    if config.ckpt_path in (LAST, AUTO):
+        return resumable(Path(config.run_dir).expanduser()) if config.run_dir else []
+    return [Path(config.ckpt_path).expanduser()]
 
 
 # Options that may differ when a run is resumed: they decide no number, or only how far it goes.
@@ -446,6 +477,10 @@ MAY_CHANGE = (
     "trainer.enable_progress_bar",
     "trainer.devices",  # any number of processes trains the same model
     "trainer.timeout",
+    "trainer.checkpoint_every_n_steps",
+    "trainer.batch_chunks",  # the same gradient in any number of parts
+    "trainer.on_nan",  # of a step that otherwise ended the run
+    "trainer.max_nan_steps",
 )
 
 
@@ -454,10 +489,19 @@ def changed_options(composed: Composed, directory: Path) -> list[Problem]:
     path = directory / "config.yaml"
     if not path.is_file():
         return []
-    before, now = flat(OmegaConf.load(path)), flat(composed.config)
+    try:
+        before, now = dotted(saved.read(path)), flat(composed.config)
+    except RunError as error:
+        what = f"{error}\nWithout it nothing tells what is resumed: start a new run."
+        return [Problem(f"run_dir={composed.config.run_dir}", what)]
     found = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
+        if (key, new) == (
+            "selection.rule",
+            "last",
+        ):  # the last epoch's weights are there in any case
+            continue
         if old != new and not key.startswith(MAY_CHANGE):
             found.append(
                 Problem(

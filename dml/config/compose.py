@@ -139,10 +139,11 @@ def parse(words: list[str]) -> tuple[list[Override], list[Problem]]:
             overrides += parser.parse_overrides([word])
         except HydraException as error:
             reason = [line for line in str(error).splitlines()[1:2] if "hydra.cc" not in line]
+            why = "; ".join(reason) or "is a bracket or a quote left open?"
             problems.append(
                 Problem(
                     word,
-                    f"cannot be read ({'; '.join(reason)}).\nOptions are written key=value; a value with "
+                    f"cannot be read ({why}).\nOptions are written key=value; a value with "
                     "spaces, commas, = or brackets goes into quotes: \"key='value'\".",
                 )
             )
@@ -374,9 +375,23 @@ def set_value(config: DictConfig, override: Override) -> Problem | None:
     try:
         # Free dictionaries (backbone.kwargs) take new keys without the `+` that Hydra asks for.
         OmegaConf.update(config, name, override.value(), merge=True, force_add=free)
-    except OmegaConfBaseException as error:
+        if isinstance(value := override.value(), str | list | dict):
+            settled(config, name, value)
+    except (OmegaConfBaseException, RecursionError) as error:
         return Problem(typed, f"{first_lines(error)}.")
     return None
+
+
+def settled(config: DictConfig, name: str, value: object) -> None:
+    """Raise where `${...}` or `???` in a typed value gives none: told at the word, not where it is used."""
+    text = str(value)
+    if "${" not in text and "???" not in text:
+        return
+    parent, _, leaf = name.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    found = node[leaf]
+    if OmegaConf.is_config(found):
+        OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
 
 
 def unknown_key(base: DictConfig, name: str, word: str) -> Problem:

@@ -218,6 +218,9 @@ class Trainer(Checked):
     batch_chunks: int = count(1)  # parts of a batch whose activations are alive one at a time
     gradient_clip_val: float | None = number(0, open_low=True)
     gradient_clip_algorithm: str = choice("norm", "value")
+    on_nan: str = choice("stop", "skip")  # a step whose loss or gradient is not finite
+    max_nan_steps: int = count(1)  # that on_nan=skip leaves out
+    checkpoint_every_n_steps: int | None = count(1)  # besides after every epoch; null: then alone
     check_val_every_n_epoch: int = count(1)
     log_every_n_steps: int = count(1)
     enable_progress_bar: bool = MISSING

@@ -9,6 +9,7 @@ Whatever the mode, the result is RGB: grey-scale, palette and CMYK are converted
 transparency is dropped.  EXIF rotation is ignored, as in the data sets' published results.
 """
 
+import errno
 import math
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 JPEG = b"\xff\xd8\xff"
@@ -104,5 +105,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def unreadable(error: Exception) -> UnreadableImage:
-    """What a decoder raised, as the error of this module."""
+    """What a decoder raised, as the error of this module.  Raises what is no fault of the file."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableImage("no image of a known format")
     return UnreadableImage(f"{type(error).__name__}: {error}")

@@ -59,9 +59,17 @@ def missing_files(directory: Path, paths: Sequence[str]) -> list[int]:
             try:
                 with os.scandir(directory / folder) as entries:
                     listed[folder] = {entry.name for entry in entries}
-            except OSError:
+            except (OSError, ValueError):  # no directory, or no name of one (a null character)
                 listed[folder] = set()
         # A name may be spelt otherwise than listed (case, Unicode) and still be found.
-        if path and file not in listed[folder] and not (directory / path).is_file():
+        if path and file not in listed[folder] and not is_there(directory / path):
             missing.append(position)
     return missing
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file; not under a name that is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

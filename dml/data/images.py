@@ -68,6 +68,9 @@ class Images(Dataset):
             # Not raised further: an exception crosses a worker process as text. `collate` passes it on
             # and the training process decides by data.on_bad_image.
             return Sample(None, label, image_id, (str(path), str(error)))
+        except Exception as error:
+            error.add_note(f"while reading the image {path}")
+            raise
         return Sample(image, label, image_id, None)
 
 

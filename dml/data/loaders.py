@@ -11,6 +11,7 @@ from dml.data.decode import ImageFile, open_rgb
 from dml.data.images import Images, collate
 from dml.data.index import ImageSet
 from dml.data.preprocess import Preprocess
+from dml.processes import ignore_signals
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -86,6 +87,7 @@ def train_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=collate,
+        worker_init_fn=ignore_signals,
     )
 
 
@@ -108,4 +110,5 @@ def eval_loader(
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         collate_fn=collate,
+        worker_init_fn=ignore_signals,
     )

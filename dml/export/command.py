@@ -14,9 +14,10 @@ from rich.table import Table
 
 from dml import eval_request, record, tables
 from dml.bundle_format import CARD, DESCRIPTION, Graph, Training
+from dml.config import saved
+from dml.config.options import one_of, parsed, several, text, truth, whole
 from dml.data.index import ImageIndex
 from dml.errors import ConfigurationError, Problem, RunError
-from dml.index.options import one_of, parsed, several, text, truth, whole
 
 if TYPE_CHECKING:
     from dml.bundle import ImageEncoder
@@ -193,17 +194,21 @@ def is_bundle(directory: Path) -> bool:
 def run_problems(finished: dict[str, Any], run: Path, preprocess: str) -> list[Problem]:
     """What of a run cannot be exported."""
     found = []
-    checkpoint = run / finished["checkpoint"]["file"]
+    where = f"run={run}"
+    try:
+        name = saved.of_record(finished, run, saved.ENCODER).backbone.name
+        checkpoint = saved.checkpoint_of(finished, run)
+        told = saved.protocol_of(finished, run)["preprocess"]
+    except RunError as error:
+        return [Problem(where, str(error))]
     if not checkpoint.is_file():
-        found.append(Problem(f"run={run}", f"its checkpoint {checkpoint} is gone."))
-    name = finished["config"]["backbone"]["name"]
+        found.append(Problem(where, f"its checkpoint {checkpoint} is gone."))
     if ":" in name:
         what = (
             f"its backbone {name} is described on a hub alone, and a bundle must be rebuilt without "
             "one.\nTrain with the architecture's own name: backbone.name=... backbone.weights=FILE."
         )
-        found.append(Problem(f"run={run}", what))
-    told = finished["protocol"]["preprocess"]
+        found.append(Problem(where, what))
     if preprocess == "in_graph" and told["interpolation"] not in ("bilinear", "bicubic"):
         what = (
             f"this run resizes by {told['interpolation']}; graphs do by bilinear and bicubic alone."

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dml.config.options import one_of, parsed, several, share, text, whole
 from dml.embedding_files import SIMILARITIES
 from dml.errors import ConfigurationError, Problem
 from dml.index import opening, servers
 from dml.index.changing import add, rebuild, remove
 from dml.index.judging import calibrate, check, tune
 from dml.index.making import build_from_embeddings, build_from_images
-from dml.index.options import one_of, parsed, several, share, text, whole
 
 HELP = """Make images searchable.
 

@@ -21,7 +21,7 @@ from dml.errors import ConfigurationError, Problem, RunError
 from dml.index import files
 from dml.index.listing import Listing
 from dml.index.writing import Source
-from dml.record import aside, write_json
+from dml.record import aside, read_json, write_json
 
 PLAN = "plan.json"
 KEEP_EVERY, KEEP_SECONDS = 4096, 20.0  # images, seconds: what a kill can cost
@@ -49,7 +49,7 @@ class Partial:
         self.directory.mkdir(exist_ok=True)
         written = self.directory / PLAN
         if written.exists():
-            before = json.loads(written.read_text())
+            before = read_json(written)
             if before != plan:
                 differing = ", ".join(name for name in plan if before.get(name) != plan[name])
                 what = f"holds the begun work of another command (another {differing}).\n"

@@ -106,7 +106,8 @@ def problems(
 
 def reason(error: Exception) -> str:
     """What Faiss says, without where in its code it says so."""
-    return str(error).rsplit("Error: ", 1)[-1].splitlines()[0]
+    text = re.sub(r"(?s)^Error in .*? at \S+:\d+: ", "", str(error))
+    return text.rsplit("Error: ", 1)[-1].strip().splitlines()[0]
 
 
 def metric_of(similarity: str) -> int:

@@ -39,6 +39,8 @@ KEYS = {
     "measured": (dict, type(None)),
 }
 
+SEARCH = {"kind": str, "file": (str, type(None)), "parameters": str, "refine": int}
+
 
 def exists(directory: Path) -> bool:
     """Whether there is an index."""
@@ -52,7 +54,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise RunError(f"{directory} holds no {FILE}: it is no index. dml-index makes one.")
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: it is no JSON ({error}). {mend(directory)}") from error
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise RunError(f"{path} is no index of dml-index.")
@@ -64,9 +66,38 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if manifest.pop("checksum", None) != digest_of(manifest):
         raise RunError(f"{path} is not as dml-index wrote it. {mend(directory)}")
     wrong = [name for name, kind in KEYS.items() if not isinstance(manifest.get(name), kind)]
+    wrong += [] if wrong else inner_problems(manifest)
     if wrong:
         raise RunError(f"{path} lacks or garbles {', '.join(wrong)}. {mend(directory)}")
     return manifest
+
+
+def inner_problems(manifest: Mapping[str, Any]) -> list[str]:
+    """Entries further down that are missing, of another kind, or that name a file of another directory."""
+    found = []
+    search, rows, dim = manifest["search"], manifest["rows"], manifest["dim"]
+    served = search.get("kind") in ("milvus", "qdrant")  # whose own server knows the rest
+    for name, kind in SEARCH.items():
+        if not (served and name not in ("kind", "file")) and not isinstance(search.get(name), kind):
+            found.append(f"search.{name}")
+    if isinstance(rows, bool) or isinstance(dim, bool) or rows < 0 or dim < 1:
+        found.append("rows or dim")
+    if manifest["similarity"] not in ("cosine", "dot", "euclidean"):
+        found.append("similarity")
+    for segment in manifest["segments"]:
+        if not isinstance(segment, dict) or not isinstance(segment.get("root"), str | None):
+            return [*found, "segments"]
+        if not all(isinstance(segment.get(part), str) for part in ("vectors", "items")):
+            return [*found, "segments"]
+    if found:
+        return found
+    for name in named(manifest):
+        facts = manifest["files"].get(name)
+        if not name.startswith(PREFIXES) or "/" in name or "\\" in name or "\0" in name:
+            found.append(f"the file name {name!r:.80}")
+        elif not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            found.append(f"files.{name}")
+    return found
 
 
 def commit(directory: Path, manifest: Mapping[str, Any]) -> None:

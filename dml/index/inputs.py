@@ -78,14 +78,10 @@ def bundle_of(index: Searchable, value: str | None) -> Bundle:
     """
     where = f"encoder={value}"
     if index.encoder_fingerprint is None:
-        what = f"{index.path} holds embeddings from elsewhere, and knows no encoder."
-        raise ConfigurationError(
-            [
-                Problem(
-                    "dml-index" if value is None else where, f"{what}\nGive embeddings: FILE.npy."
-                )
-            ]
-        )
+        what = "holds embeddings from elsewhere, and knows no encoder.\nGive embeddings: FILE.npy."
+        if value is None:
+            raise ConfigurationError([Problem(f"index={index.path}", what)])
+        raise ConfigurationError([Problem(where, f"{index.path} {what}")])
     if value is None:
         value = str(index.encoder_path)
         if not value.startswith("hf://") and not Path(value).is_dir():
@@ -124,8 +120,8 @@ def embeddings_of(
         if labels is not None:
             where, arrays["labels"] = f"labels={labels}", np.load(labels, allow_pickle=False)
     except Exception as error:  # a foreign file can fail in any way; every one means the same
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise ConfigurationError([Problem(where, f"cannot be read ({reason}).")]) from error
+        what = f"cannot be read ({embedding_files.reason(error)})."
+        raise ConfigurationError([Problem(where, what)]) from error
     checked = {
         name: arrays[name]
         for name in arrays

@@ -81,10 +81,19 @@ def opened(directory: Path, manifest: dict[str, Any], root: Path | None, verify:
             faiss_index = ours.read(
                 directory / manifest["search"]["file"], manifest["search"]["parameters"]
             )
+        if odd := [a for a in arrays if a.dtype != np.float32 or a.shape[1:] != (manifest["dim"],)]:
+            raise ValueError(f"vectors are {odd[0].dtype} {list(odd[0].shape)}")
+        vectors = Vectors([np.asarray(array) for array in arrays], manifest["dim"])
+        return Index(directory, manifest, vectors, items, removed, faiss_index)
+    except RunError:
+        raise
     except OSError as error:
         raise RunError(f"the index {directory} cannot be read ({error}).") from error
-    vectors = Vectors([np.asarray(array) for array in arrays], manifest["dim"])
-    return Index(directory, manifest, vectors, items, removed, faiss_index)
+    except Exception as error:  # checksums can be made to fit anything
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"the index {directory} is damaged ({what:.200}).\n{files.mend(directory)}"
+        ) from error
 
 
 def items_of(
@@ -93,7 +102,12 @@ def items_of(
     """Folder, paths and labels of a segment."""
     content = json.loads((directory / segment["items"]).read_bytes())
     where = None if segment["root"] is None else root or Path(segment["root"])
-    return where, content["paths"], content["labels"]
+    paths, labels = content["paths"], content["labels"]
+    if not all(isinstance(path, str) for path in paths) or len(labels) != len(paths):
+        raise ValueError(f"{segment['items']} does not hold paths and labels")
+    if not all(isinstance(label, str | None) for label in labels):
+        raise ValueError(f"{segment['items']} holds labels that are no text")
+    return where, paths, labels
 
 
 def existing(root: Path) -> Path:

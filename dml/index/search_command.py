@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from dml import tables
+from dml.config.options import Parser, parsed, several, text, truth, whole
 from dml.data.files import missing_part
 from dml.errors import ConfigurationError, Problem, RunError
 from dml.index import inputs, listing
 from dml.index.hits import Hit
 from dml.index.opening import open_named
-from dml.index.options import Parser, parsed, several, text, truth, whole
 from dml.index.page import Answer, one_line, write_page
 from dml.index.searchable import Searchable
 

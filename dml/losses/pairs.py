@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from dml.errors import NotFinite
 from dml.types import IndicesTuple
 
 # Elements of one [pairs, m] tensor that `blockwise` holds at a time (16 MB of float32).
@@ -93,15 +94,15 @@ def check_batch(
 
 
 def check_rows(tensor: Tensor, name: str) -> None:
-    """ValueError naming the rows of [n, d] that hold NaN or infinity."""
+    """NotFinite naming the rows of [n, d] that hold NaN or infinity."""
     finite = torch.isfinite(tensor)
     if not finite.all():
         rows = (~finite.all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"{name}: {listed('row', rows)} of {len(tensor)} not finite (NaN or inf)")
+        raise NotFinite(f"{name}: {listed('row', rows)} of {len(tensor)} not finite (NaN or inf)")
 
 
 def check_finite(loss: Tensor, **causes: Tensor) -> Tensor:
-    """The loss, or a ValueError that says which rows of `causes` (name -> [n, d]) spoilt it.
+    """The loss, or NotFinite that says which rows of `causes` (name -> [n, d]) spoilt it.
 
     All inputs are looked at even if the loss is finite: a mask or a comparison can hide a NaN. One
     question at the end makes a GPU wait once.
@@ -111,7 +112,7 @@ def check_finite(loss: Tensor, **causes: Tensor) -> Tensor:
         for name, tensor in causes.items():
             check_rows(tensor, name)
         largest = ", ".join(f"{name} {t.abs().max().item():.3g}" for name, t in causes.items())
-        raise ValueError(
+        raise NotFinite(
             f"the loss is {loss.item()} though its inputs are finite; largest magnitudes: {largest}"
         )
     return loss

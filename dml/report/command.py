@@ -125,12 +125,20 @@ def several(value: str) -> list[Path]:
     """
     names = [value]
     if value.startswith("[") and value.endswith("]"):
-        names = next(csv.reader([value[1:-1]], quotechar="'", skipinitialspace=True), [])
+        try:
+            names = next(csv.reader([value[1:-1]], quotechar="'", skipinitialspace=True), [])
+        except csv.Error as error:
+            raise ConfigurationError([Problem(f"add={value}", f"is no list: {error}.")]) from error
     found: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         within = Path(path.anchor)
-        found += sorted(within.glob(str(path.relative_to(within)))) if "*" in name else [path]
+        try:
+            found += sorted(within.glob(str(path.relative_to(within)))) if "*" in name else [path]
+        except (ValueError, NotImplementedError) as error:  # such as a**b
+            raise ConfigurationError(
+                [Problem(f"add={name}", f"is no pattern: {error}.")]
+            ) from error
     if not found:
         raise ConfigurationError([Problem(f"add={value}", "names nothing that is there.")])
     return found

@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from dml import build, record
+from dml.config import saved
 from dml.data.index import ImageIndex, ImageSet
 from dml.embedding_files import Embedded
 from dml.errors import ConfigurationError, Problem, RunError
@@ -23,7 +24,7 @@ log = logging.getLogger("dml")
 
 ENCODERS = ("frozen", "untrained", "test")  # as metrics.* of a record names them
 TOLERANCE = 1e-6  # between a metric of the record and the same metric made again
-ELSEWHERE = ("data.root", "data.labels", "data.cache_dir", "backbone.weights")
+ELSEWHERE = ("data.root", "data.labels", "data.cache_dir", "backbone.weights", "data._target_")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
     from dml.data.images import BadImages
 
     finished = record.read(run)
-    config = config_of(finished, elsewhere or {})
+    config = config_of(finished, run, elsewhere or {})
     index = build.index(config)
     check_images(index, finished)
     trained, similarity = measure.run_encoder(run)
@@ -124,12 +125,13 @@ def evaluate(run: Path, elsewhere: Mapping[str, str] | None = None) -> Evaluated
     )
 
 
-def config_of(finished: Mapping[str, Any], elsewhere: Mapping[str, str]) -> DictConfig:
+def config_of(finished: Mapping[str, Any], run: Path, elsewhere: Mapping[str, str]) -> DictConfig:
     """The record's configuration, files where they lie now, Recall@1 among the metrics.
 
     Raises ConfigurationError: an option that says nothing of where files lie.
     """
-    config = DictConfig(finished["config"])
+    typed = [f"{key}={value}" for key, value in elsewhere.items()]
+    config = saved.of_record(finished, run, saved.EVALUATED, typed)
     for key, value in elsewhere.items():
         if key not in ELSEWHERE:
             what = "is part of what was run. A page takes where files lie now: "

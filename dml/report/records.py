@@ -188,12 +188,16 @@ def add(
     for run in runs:
         try:
             one = evidence_of(read(run), root, there)
+            same = next((e for e in there if e.file == one.file), None)
+            others = [e for e in there if e is not same]
+            against = problems(one) + conflicts(one, others) + place_problems(one.record)
         except RunError as error:
             reasons.append(str(error))
             continue
-        same = next((e for e in there if e.file == one.file), None)
-        others = [e for e in there if e is not same]
-        against = problems(one) + conflicts(one, others) + place_problems(one.record)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Sealed by someone else: what lies deeper than `shape_problems` looks can be anything.
+            reasons.append(f"{run}: is not as dml writes it ({type(error).__name__}: {error}).")
+            continue
         is_new = same is None or same.record.get(SOURCE) != one.record[SOURCE]
         if same is not None and is_new and not (replace and same not in [e for _, e, _ in added]):
             against.append(
@@ -229,11 +233,32 @@ def read(run: Path) -> dict[str, Any]:
 def shape_problems(content: Mapping[str, Any]) -> list[str]:
     """Entries that a record of its kind lacks or that are illegal."""
     if kind_of(content) == "run":
-        return record.problems(content)
+        return record.problems(content) + name_problems(content)
     required = EVALUATION | (OF_FOLDS if kind_of(content) == "folds" else OF_ENCODER)
     found = record.entry_problems(content, required) + record.format_problems(content)
+    found += name_problems(content)
     metrics = content.get("metrics")
     return found + (record.metric_problems(metrics, "metrics") if isinstance(metrics, dict) else [])
+
+
+def name_problems(content: Mapping[str, Any]) -> list[str]:
+    """What decides a record's file name, and is no plain name or number: it would be written elsewhere."""
+    config = content.get("config")
+    data = config.get("data") if isinstance(config, Mapping) else None
+    fold = data.get("fold") if isinstance(data, Mapping) else None
+    seed = content.get("seed")
+    kind = kind_of(content)
+    owner = (config if kind == "run" else content) or {}
+    owner = owner.get("experiment") if isinstance(owner, Mapping) else None
+    found = []
+    if kind == "run" and not isinstance(data, Mapping):
+        found.append("config.data is missing")
+    if owner is not None and not (isinstance(owner, str) and re.fullmatch(r"\w[\w.-]*", owner)):
+        found.append(f"experiment {owner!r:.80} is no name of an experiment")
+    for name, number in {"config.data.fold": fold, "seed": seed}.items():
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            found.append(f"{name} {number!r:.80} is no number")
+    return found
 
 
 def evidence_of(content: dict[str, Any], root: Path, there: Sequence[Evidence]) -> Evidence:
@@ -462,6 +487,10 @@ def in_history(commit: str | None, root: Path) -> bool | None:
     """Whether a commit leads to the checkout's own; None where there is no git checkout to ask."""
     if commit is None:
         return None
+    if not re.fullmatch(
+        r"[0-9a-f]{7,64}", commit
+    ):  # a record's word, which git may take for an option
+        return False
     words = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
     try:
         inside = subprocess.run(

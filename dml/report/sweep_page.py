@@ -75,7 +75,11 @@ def write(directory: Path, out: Path | None = None) -> Path:
     if not (directory / PLAN).is_file():
         raise RunError(f"{directory} holds no {PLAN}: it is no sweep (dml-train -m makes one).")
     plan = record.read_json(directory / PLAN)
-    text = page(plan, directory, path.parent)
+    try:
+        text = page(plan, directory, path.parent)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(f"{directory / PLAN} is not as dml-train -m writes it ({what}).") from error
     with record.aside(path) as file:
         file.write(text.encode())
     return path

@@ -64,7 +64,12 @@ def serve(index: Searchable, encoder: Any, **values: Any) -> None:
     listening = bound(options)
     app = create_app(index, encoder, options)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE, server_header=False
+        app,
+        http="h11",  # which bounds the headers of a request; another parser would not
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+        server_header=False,
     )
     if options.host not in LOOPBACK:
         log.warning("Everyone who can reach %s can search and see these images.", options.host)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dml.index.options import Parser, text, whole
+from dml.config.options import Parser, text, whole
 
 MOST_RESULTS = 200  # of one request
 

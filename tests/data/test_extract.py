@@ -4,8 +4,10 @@ After every refusal the whole tree, in and around the directory, is as it was be
 """
 
 import errno
+import gzip
 import io
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from random import Random
@@ -120,6 +122,22 @@ def test_bombs_are_refused(root, write, monkeypatch):
     archive = write(root / "x", {"set/a": b"harmless", "set/zeros": bytes(2_000_000)})
     assert archive.stat().st_size * archives.LARGEST_RATIO < 2_000_000
     assert "more than 20 times" in refused(archive)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_a_gigabyte_is_not_read(root, kind):
+    """Zeros shrink a thousandfold, and a header's own content would be read in one piece, into memory."""
+    claim = tarfile.TarInfo("claim")
+    claim.type, claim.size = kind, 1 << 30
+    archive = root / "x.tgz"
+    with gzip.open(archive, "wb", compresslevel=1) as file:
+        file.write(claim.tobuf(tarfile.GNU_FORMAT) + bytes(64 << 20))
+    tracemalloc.start()
+    try:
+        assert "truncated or damaged (a header claims" in refused(archive)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_many_members_are_refused(root, monkeypatch):

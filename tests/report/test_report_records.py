@@ -134,7 +134,7 @@ def test_a_record_edited_by_hand_is_refused(root, tmp_path):
     path = run / "record.json"
     path.write_text(path.read_text().replace("0.65", "0.75"))
     said = "was changed after it was written: its sha256 is that of other content."
-    assert refusal(root, run) == f"{path} {said}"
+    assert refusal(root, run) == f"{path} {said} Copy it from where it is whole, or run it again."
 
 
 def test_a_second_record_of_one_seed_is_refused_unless_it_is_to_replace(root, tmp_path):

@@ -19,7 +19,8 @@ ENDINGS = (".zip", ".tgz", ".tar.gz", ".tar")
 LARGEST_RATIO = 20  # unpacked to packed; images hardly shrink, lists of file names up to tenfold
 SLACK = 64 << 20  # bytes that an archive may unpack to whatever its ratio
 MOST_MEMBERS = 2_000_000  # iNaturalist-2018 has 461,939
-ZIP = b"PK\x03\x04"  # how one begins
+LARGEST_BLOCK = 4 << 20  # bytes read at once; a header of a member has some hundred
+ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"  # how one begins
 BROKEN = (
     EOFError,
     NotImplementedError,  # a way of packing that Python does not know
@@ -112,13 +113,29 @@ def place(archive: Path, directory: Path, name: str) -> Path:
 
 def tar_members(raw: IO[bytes]) -> Iterator[Member]:
     """Files and directories of a tar archive, packed or not.  Raises RunError at anything else."""
-    with tarfile.open(fileobj=raw, mode="r:*") as tar:
+    packed = raw.read(len(GZIP)) == GZIP
+    raw.seek(0)
+    stream = gzip.GzipFile(fileobj=raw) if packed else raw
+    with tarfile.open(fileobj=InBlocks(stream), mode="r:") as tar:
         for info in tar:
             if not (info.isreg() or info.isdir()):
                 refuse(info.name, "a link" if info.issym() or info.islnk() else "a device")
             yield Member(info.name, tar.extractfile(info) if info.isreg() else None)
         while tar.fileobj and tar.fileobj.read(1 << 20):
             pass  # tar stops at the first empty block; gzip compares its checksum at the end of all
+
+
+class InBlocks:
+    """A stream of which nobody reads much at once: a header may claim any length, and would fill memory."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int) -> bytes:
+        """The next bytes.  Raises tarfile.ReadError: too many are asked for."""
+        if not 0 <= size <= LARGEST_BLOCK:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._stream.read(size)
 
 
 def zip_members(raw: IO[bytes]) -> Iterator[Member]:

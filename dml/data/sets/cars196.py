@@ -180,13 +180,20 @@ def annotations(
             f"{candidates[0]} has no classes: it is the list without labels.\n"
             "The benchmark needs cars_test_annos_withlabels.mat."
         )
-    return list(zip(rows["class"].tolist(), rows[path_field].tolist(), strict=True))
+    found = list(zip(rows["class"].tolist(), rows[path_field].tolist(), strict=True))
+    if odd := [row for row in found if not (is_whole(row[0]) and isinstance(row[1], str))]:
+        raise source.refused(f"{candidates[0]} is damaged: {odd[0]!r:.80} is no class and path.")
+    return found
+
+
+def is_whole(value: object) -> bool:
+    """Whether a cell of a .mat file is a whole number."""
+    return isinstance(value, int | np.integer)
 
 
 def read_mat(source: Source, directory: Path, variable: str, *candidates: str) -> np.ndarray:
     """One variable of the first of some .mat files that is there."""
     from scipy.io import loadmat  # here alone: it takes half a second to import
-    from scipy.io.matlab import MatReadError
 
     path = next((directory / c for c in candidates if (directory / c).is_file()), None)
     if path is None:
@@ -195,9 +202,10 @@ def read_mat(source: Source, directory: Path, variable: str, *candidates: str) -
             f"Put it there, or get it: {source.prepare}"
         )
     try:
-        return loadmat(path, squeeze_me=True, variable_names=[variable])[variable]
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise source.refused(f"cannot read {path} ({error}). Get it again.") from error
+        return np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[variable])[variable])
+    except Exception as error:  # a damaged .mat fails in any way; each means: not a whole file
+        reason = f"{type(error).__name__}: {error}"
+        raise source.refused(f"cannot read {path} ({reason:.200}). Get it again.") from error
     except KeyError as error:
         raise source.refused(f"{path} is another file: it has no {variable}.") from error
 

@@ -60,10 +60,10 @@ def unpickled(source: Source, path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             return dict(ArrayUnpickler(stream, encoding="latin1").load())
-    except (*BROKEN, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:  # a damaged pickle fails in any way; each means: not a whole file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise source.refused(
-            f"cannot read {path} ({reason}).\nUnpack it again: {source.prepare}"
+            f"cannot read {path} ({reason:.200}).\nUnpack it again: {source.prepare}"
         ) from error
 
 

@@ -166,6 +166,10 @@ def _cell_problems(paths: list[str], labels: list[str], where: str) -> list[Prob
         blank = [n for n, cell in enumerate(cells, 2) if not cell]
         if blank:
             problems.append(Problem(where, f"{_rows(blank)} no {column}. Fill in or remove it."))
+        odd = [n for n, cell in enumerate(cells, 2) if "\0" in cell]
+        if odd:
+            what = f"{_rows(odd)} a null character in its {column}: {cells[odd[0] - 2]!r:.80}."
+            problems.append(Problem(where, f"{what}\nWrite it anew; the file was saved wrongly."))
     return problems
 
 
@@ -190,7 +194,8 @@ def _twice_problems(paths: list[str], where: str) -> list[Problem]:
 
 def _missing_problems(directory: Path, paths: list[str], where: str) -> list[Problem]:
     """Images that are not there."""
-    missing = [f"{paths[p]} (row {p + 2})" for p in missing_files(directory, paths)]
+    gone = [p for p in missing_files(directory, paths) if "\0" not in paths[p]]  # told already
+    missing = [f"{paths[p]} (row {p + 2})" for p in gone]
     if not missing:
         return []
     return [

@@ -33,6 +33,7 @@ FILES = tuple(
 # 980 + 1,135 + 1,032 + 1,010 + 982 in the test part; the others are the rest of 60,000 and 10,000.
 COUNTS = {"train": (35_735, 5), "test": (34_265, 5)}
 IMAGES = "mnist-images"
+LARGEST = 64 << 20  # bytes of an array; 60,000 images are 47 million
 MARKERS = {"images": IMAGES} | {
     f"{folder}{ending}": f"{folder}train-images-idx3-ubyte{ending}"
     for folder in ("", "raw/")  # torchvision's is MNIST/raw
@@ -88,7 +89,10 @@ def array(source: Source, path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array in an IDX file: two zero bytes, 8 for uint8, the dimensions, their big-endian sizes."""
     packed = path.with_name(f"{path.name}.gz")
     try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        with path.open("rb") if path.is_file() else gzip.open(packed) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
         if content[:4] != bytes([0, 0, 8, dimensions]):
             raise ValueError("it is no such array")
         shape = np.frombuffer(content, ">i4", dimensions, offset=4)

@@ -96,7 +96,7 @@ class Source:
         """Cells of a list as int64."""
         try:
             return np.array(cells).astype(np.int64)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise self.refused(
                 f"{file} is damaged: {error}.\nUnpack it again: {self.prepare}"
             ) from error
