@@ -6,11 +6,13 @@ Nothing heavy is imported here; instantiate imports what a `_target_` names.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dml.config import losses as loss_schemas
 from dml.data.index import ImageIndex, ImageSet
+from dml.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +46,12 @@ def constructor(node: DictConfig, *leave_out: str) -> Callable[..., Any]:
     assert isinstance(options, dict)
     kept = {str(key): value for key, value in options.items() if key not in leave_out}
     # Not recursive: only a group's own target is called, none within its options.
-    return instantiate(kept, _partial_=True, _recursive_=False, _convert_="all")
+    try:
+        return instantiate(kept, _partial_=True, _recursive_=False, _convert_="all")
+    except InstantiationException as error:  # one's own, misspelt or not importable
+        reason = " ".join(str(error).split())[:300]
+        what = f"cannot be had: {reason}\nIs it spelt right, and its package on PYTHONPATH?"
+        raise ConfigurationError([Problem(f"_target_={kept.get('_target_')}", what)]) from error
 
 
 def index(config: DictConfig) -> ImageIndex:

@@ -24,6 +24,7 @@ import functools
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -91,6 +92,8 @@ def main(words: list[str]) -> int:
     kills, seed = int(given.get("kills", 20)), int(given.get("seed", 0))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(given.get("out", scratch)).absolute()
+        if folder.exists() and any(folder.iterdir()):
+            raise SystemExit(f"out={folder} is not empty")
         folder.mkdir(parents=True, exist_ok=True)
         rows = killed_runs(folder, kills, seed, int(given.get("jobs", 1)))
     equal = all(all(row[-3:]) for row in rows)
@@ -156,7 +159,8 @@ def killed_run(
     """Kill one run, start it again until it ends, compare; None: it ended before it was killed."""
     directory = folder / f"kill_{number}"
     if directory.exists():  # of a try that ended too early
-        directory.rename(folder / f"kill_{number}_{time.monotonic_ns()}")
+        shutil.rmtree(directory)
+        Path(f"{directory}.trace").unlink(missing_ok=True)
     if aim == ANY:
         process = started(folder, directory)
         time.sleep(draws.uniform(0, seconds))
@@ -171,11 +175,13 @@ def killed_run(
     moment = killed_in(directory)
     log = directory / "log.txt"
     before = len(log.read_text()) if log.exists() else 0
+    finished = (directory / record.FILE).exists()
     if code := ended(started(folder, directory)):
         raise SystemExit(
             f"kill {number}: the run started again failed ({code}), see {directory}.txt"
         )
-    resumed = log.read_text()[before:].partition(" at step ")[2].split("\n")[0] or "anew"
+    resumed = log.read_text()[before:].partition(" at step ")[2].split("\n")[0]
+    resumed = resumed or ("nothing left" if finished else "anew")
     if leftovers := [p.name for p in (directory / CHECKPOINTS).iterdir() if p.name[0] == "."]:
         raise SystemExit(f"kill {number}: {leftovers} were left behind")
     return (

@@ -219,19 +219,14 @@ def test_every_kind_of_term_is_that_of_one_process(cache, tmp_path):
 
 @pytest.mark.slow
 def test_in_float32_two_processes_differ_by_rounding(cache, tmp_path):
-    """As docs/scaling.md says, of resuming with another number of processes as well."""
-    words = {"frozen": (*CASES["ranks"],), "batch statistics": CASES["pair"]}
-    cases = {k: prepared(glyphs(cache, *w, precision="32-true")) for k, w in words.items()}
-    cases |= {f"{name}, stopped": stopped(case) for name, case in cases.items()}
-    found = together(cases, 2, tmp_path / "2")
-    for name in words:
-        expected = alone(cases[name], tmp_path / name)
-        goes_on = resumed(cases[name], tmp_path / "2" / f"{name}, stopped")
-        ended = alone(goes_on, tmp_path / f"{name}, resumed")
-        for state in (found[name], ended):
-            largest, where = difference(expected, state)
-            print(f"{name}: {where} is off by {largest:.3g}")
-            assert largest < (1e-5 if name == "frozen" else 1e-2), where
+    """With frozen statistics. Those of the batch amplify it: docs/scaling.md says how far."""
+    case = prepared(glyphs(cache, *CASES["ranks"], precision="32-true"))
+    expected = alone(case, tmp_path / "one")
+    found = together({"whole": case, "stopped": stopped(case)}, 2, tmp_path / "2")
+    goes_on = resumed(case, tmp_path / "2" / "stopped")
+    for state in (found["whole"], alone(goes_on, tmp_path / "goes on")):
+        largest, where = difference(expected, state)
+        assert largest < 1e-5, f"{where} is off by {largest:.3g}"
 
 
 # ---------------------------------------------------------------- whole runs
@@ -305,13 +300,19 @@ def test_the_command_in_two_processes_leaves_the_run_of_one(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_with_two_processes_goes_on_with_one(cache, tmp_path):
-    """SIGTERM to the command: all processes stop after the same step; resumed alone, it ends alike."""
-    more = ("trainer.max_epochs=5", "sampler.batches_per_epoch=20", *FROZEN)
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_stopped_run_goes_on_with_another_number_of_processes(first, then, cache, tmp_path):
+    """SIGTERM to the command: all processes stop after the same step; resumed, it ends alike.
+
+    With a loss whose training does not amplify rounding: with loss=circle these hundred steps make 1 of
+    one float64 digit in the first weights, alone and without a stop.
+    """
+    more = ("loss=contrastive", "trainer.max_epochs=5", "sampler.batches_per_epoch=20", *FROZEN)
     run.train(*cli.checked(digits(cache, tmp_path / "whole", *more)))
     words = digits(cache, tmp_path / "cut", *more)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words, "trainer.devices=2"],
+        [sys.executable, str(ROOT / "train.py"), *words, f"trainer.devices={first}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -324,9 +325,10 @@ def test_a_run_stopped_with_two_processes_goes_on_with_one(cache, tmp_path):
         process.kill()  # its processes then end by themselves
     assert process.returncode == processes.SAVED, said
     assert said.count("Resume with") == 1
-    run.train(*cli.checked([*words, "ckpt_path=last"]))
+    done = dml_train(*words, "ckpt_path=last", f"trainer.devices={then}")
+    assert done.returncode == 0, done.stderr
     largest, where = difference(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    assert largest < 1e-4, where
+    assert largest < 1e-9, f"{where} is off by {largest:.3g}"
 
 
 def wait_for(path: Path, text: str, seconds: float = 900) -> None:
@@ -426,7 +428,11 @@ def test_however_they_are_started_processes_leave_the_same_run(cache, tmp_path):
     for task in ("0", "1"):
         own = {"SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_NODEID": "0"}
         started.append(start((), "srun", **step, **own))
-    said = [process.communicate(timeout=900)[1] for process in started]
+    try:
+        said = [process.communicate(timeout=900)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0, 0], "\n".join(said)
     for name, lines in (("torchrun", said[0]), ("srun", "".join(said[1:]))):
         assert lines.count("epoch 1/1") == 1, name

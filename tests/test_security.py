@@ -6,24 +6,31 @@ below would leave a file behind, and the tests look for it.
 
 import ast
 import contextlib
+import copy
+import json
 import pickle
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import made_runs
 import numpy as np
 import pytest
 import torch
+from bundles import tiny_bundle
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dml import build, cli, eval_command, measure, record
+import dml
+from dml import build, cli, embedding_files, eval_command, measure, record
 from dml.config import compose, saved
+from dml.data.files import missing_files
 from dml.encoder import Trunk
 from dml.errors import ConfigurationError, RunError
 from dml.export import command as export_command
+from dml.index import files as index_files
 from dml.report import command as report_command
 from dml.report import records
 
@@ -262,6 +269,34 @@ def test_what_the_user_types_is_the_users_word(made, run):
     assert eval_command.run([f"run={run}", f"data._target_={target}"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("memory._target_=my.Memory", "the chosen memory builds nothing"),
+        ("loss._target_=", "must name a class or function"),
+        ("loss._target_=os system", "must name a class or function"),
+        ("data._target_=no_such_package.load", "Is it spelt right"),
+        ("data._target_=made_targets.lode", "Is it spelt right"),
+    ],
+)
+def test_a_class_of_ones_own_that_is_not_there(made, word, said, caplog):
+    words = [*made_runs.words(made[0]), word, "dry_run=true"]
+    assert cli.exit_code(cli.train_command, words) == 2
+    assert said in caplog.text
+
+
+def test_no_experiment_is_a_word_too(made):
+    """experiment=null is the default."""
+    words = [*made_runs.words(made[0]), "experiment=null", "dry_run=true"]
+    assert cli.exit_code(cli.train_command, words) == 0
+
+
+def test_a_path_with_underscores_names_no_code():
+    """`/data/_all_images_/x` is a path; only what Hydra would read as keys is not taken up."""
+    assert saved.word_problem("data.root=/data/_all_images_/_target_") is None
+    assert saved.word_problem("data.root={_target_:os.system}") is not None
+
+
 def test_every_class_that_we_ship_passes(made, run):
     """What configs/ names is what a record may name."""
     for group in saved.BUILT:
@@ -405,3 +440,73 @@ def test_a_record_is_read_however_it_is_broken(tmp_path):
         (tmp_path / record.FILE).write_text(text, encoding="utf-8")
         with pytest.raises(RunError):
             record.read(tmp_path)
+
+
+# -- what would write elsewhere, or take all memory
+
+
+def test_a_record_decides_no_path(made):
+    """experiments/records/<experiment>/seed<k>_fold<j>.json is made of a record's words."""
+    good = record.read(made[1])
+    assert records.shape_problems(good) == []
+    for where, value, said in (
+        ("config.data.fold", "../../../x", "config.data.fold '../../../x' is no number"),
+        ("config.experiment", "../../x", "experiment '../../x' is no name"),
+        ("config.data", "x", "config.data is missing"),
+    ):
+        content = copy.deepcopy(good)
+        *path, last = where.split(".")
+        node = content
+        for part in path:
+            node = node[part]
+        node[last] = value
+        assert any(said in problem for problem in records.shape_problems(content)), where
+
+
+def test_an_archive_of_arrays_that_is_a_bomb(tmp_path, monkeypatch):
+    """Zeros shrink a thousandfold."""
+    monkeypatch.setattr(embedding_files, "SLACK", 1000)
+    np.savez_compressed(
+        tmp_path / "a.npz", embeddings=np.zeros((1000, 100)), labels=np.arange(1000)
+    )
+    with pytest.raises(ConfigurationError, match="it unpacks from"):
+        embedding_files.load(tmp_path / "a.npz")
+
+
+def test_a_network_that_outgrows_its_weights_is_not_built(tmp_path):
+    """A million layers in encoder.json would take all memory and time before the weights do not fit."""
+    path = tiny_bundle(tmp_path / "bundle", dim=8)
+    for kwargs in ({"layers": [10**6, 1, 1, 1]}, {"channels": [10**5, 10**5, 8, 8]}):
+        content = json.loads((path / "encoder.json").read_bytes())
+        content["backbone"]["kwargs"] |= kwargs
+        (path / "encoder.json").write_text(json.dumps(content))
+        started = time.process_time()
+        with pytest.raises(RunError, match="its network is larger than"):
+            dml.load_encoder(path)
+        assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("name", ["../vectors-x.npy", "/etc/passwd", "vectors-/../../x", "x.npy"])
+def test_an_index_names_files_of_its_own_directory(tmp_path, name):
+    """index.json is sealed with a checksum that anyone can make."""
+    manifest = {
+        **{"format": 1, "similarity": "cosine", "dim": 2, "rows": 1, "encoder": None},
+        **{"removed": None, "calibration": None, "measured": None},
+        "segments": [{"vectors": name, "items": "items-a.json", "root": None}],
+        "search": {"kind": "flat", "file": None, "parameters": "", "refine": 1},
+        "files": {key: {"bytes": 1, "sha256": "0" * 64} for key in (name, "items-a.json")},
+    }
+    content = manifest | {"checksum": index_files.digest_of(manifest)}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="garbles the file name"):
+        index_files.read_manifest(tmp_path)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    """A list may hold anything; such names are missing, as others are."""
+    assert missing_files(tmp_path, ["x" * 300, "a\0b.png", "a\0b/c.png", "y" * 9999]) == [
+        0,
+        1,
+        2,
+        3,
+    ]

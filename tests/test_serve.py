@@ -354,7 +354,10 @@ def test_more_requests_than_it_takes(place, encoder, monkeypatch):
         monkeypatch.setattr(
             server.service.batcher, "_embed", lambda pixels: gate.wait(20) and embed(pixels)
         )
-        waiting = [pool.submit(upload, httpx.Client(base_url=server.url, timeout=60), png()) for _ in range(2)]
+        waiting = [
+            pool.submit(upload, httpx.Client(base_url=server.url, timeout=60), png())
+            for _ in range(2)
+        ]
         for _ in range(500):
             answer = server.client.get("/api/labels")
             if answer.status_code == 503:

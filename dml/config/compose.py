@@ -213,7 +213,8 @@ def compose_all(words: list[str], config_name: str = "train") -> tuple[Composed,
             elif is_group(override):
                 problem = group_problem(override, config_name)
                 problems += [problem] if problem else []
-                chosen_groups += [] if problem else [str(override.input_line)]
+                none = override.value() is None  # experiment=null, which is the default
+                chosen_groups += [] if problem or none else [str(override.input_line)]
             else:
                 values.append(override)
         experiment, alone, unpin = experiment_of(chosen_groups), None, unpins(values)
@@ -261,7 +262,7 @@ def composed_by_hydra(
     """
     try:
         return compose(config_name, overrides=group_words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         where = " ".join(group_words) or config_name
         raise ConfigurationError([*problems, Problem(where, first_lines(error))]) from error
 
@@ -363,6 +364,8 @@ def set_value(config: DictConfig, override: Override) -> Problem | None:
     if not isinstance(parent, DictConfig):
         return unknown_key(config, name, typed)
     free = OmegaConf.get_type(parent) is dict and parent_key != ""
+    if leaf == "_target_" and (problem := target_problem(parent, parent_key, override, typed)):
+        return problem
     known = leaf in list(parent)  # `in parent` alone would deny an option without a value
     if not free and not known:
         return unknown_key(config, name, typed)
@@ -379,6 +382,18 @@ def set_value(config: DictConfig, override: Override) -> Problem | None:
             settled(config, name, value)
     except (OmegaConfBaseException, RecursionError) as error:
         return Problem(typed, f"{first_lines(error)}.")
+    return None
+
+
+def target_problem(node: DictConfig, group: str, override: Override, typed: str) -> Problem | None:
+    """Why a class of one's own cannot stand in for a group's, or None."""
+    value = override.value()
+    if node.get("_target_") is None:
+        return Problem(
+            typed, f"the chosen {group} builds nothing. Choose one to replace: {group}=..."
+        )
+    if value is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", str(value)):
+        return Problem(typed, "must name a class or function: package.module.Name.")
     return None
 
 

@@ -28,6 +28,7 @@ FREE = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.timeout",
+    "trainer.checkpoint_every_n_steps",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
 )

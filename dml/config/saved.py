@@ -79,7 +79,9 @@ def shipped(group: str) -> frozenset[str]:
 def word_problem(word: str) -> str | None:
     """Why a word out of a record's command line is not taken up again unseen, or None."""
     key, _, value = word.partition("=")
-    if any(MARK.fullmatch(part) for part in key.lstrip("+~").split(".")) or MARK.search(value):
+    if any(MARK.fullmatch(part) for part in key.lstrip("+~").split(".")) or (
+        "{" in value and MARK.search(value)
+    ):
         return "names code to call"
     if "${" in word:
         return "would be filled in, from the environment or elsewhere"

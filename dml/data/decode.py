@@ -109,5 +109,5 @@ def unreadable(error: Exception) -> UnreadableImage:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error
     if isinstance(error, UnidentifiedImageError):
-        return UnreadableImage("no image of a known format")
+        return UnreadableImage("UnidentifiedImageError: no image of a known format")
     return UnreadableImage(f"{type(error).__name__}: {error}")
