@@ -80,7 +80,8 @@ class DmlModule(pl.LightningModule):
         self.columns: dict[str, Tensor] = {}
         self.no_image = False  # in this step's batch, of all processes together
         self.nan_steps = nan_steps or NanSteps()
-        self.skipped = False  # this step, since it was not finite
+        # This step: why its loss refused it, and whether it was left out, since it was not finite.
+        self.refused, self.skipped = "", False
         self.buffers_before: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:

@@ -47,7 +47,8 @@ def step(number: int, x: torch.Tensor, **extras) -> torch.Tensor:
         seed=0,
         **extras,
     )
-    return module.training_step(SimpleNamespace(images=x, labels=LABELS), 0)
+    batch = SimpleNamespace(images=x, labels=LABELS, ids=torch.arange(len(x)))
+    return module.training_step(batch, 0)
 
 
 def test_before_its_start_step_the_memory_rests():
