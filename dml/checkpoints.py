@@ -34,7 +34,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from dml import checkpoint_file, record
 from dml.checkpoint_file import Damaged
 from dml.curves import Curves
-from dml.errors import RunError
+from dml.errors import NoneWhole, RunError
 from dml.run_directory import BEST, CHECKPOINTS, CURVES
 
 log = logging.getLogger("dml")
@@ -174,7 +174,7 @@ def newest_whole(paths: Sequence[Path]) -> Resumed | None:
     """The first of these checkpoints that is as it was written; None: there are none at all.
 
     Damaged ones before it get another name, with a warning. If none is whole all stay as they are and
-    RunError names them.
+    NoneWhole names them.
     """
     damaged: dict[Path, str] = {}
     for path in paths:
@@ -192,7 +192,7 @@ def newest_whole(paths: Sequence[Path]) -> Resumed | None:
     if not damaged:
         return None
     lines = [f"  {path}: {why}" for path, why in damaged.items()]
-    raise RunError(
+    raise NoneWhole(
         "\n".join(["no checkpoint to go on from is whole:", *lines])
         + "\nCopy one again from where it is whole; or remove the run directory to begin anew."
     )

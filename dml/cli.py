@@ -15,7 +15,7 @@ from dml import processes, record
 from dml.config import check, compose
 from dml.config.compose import Composed
 from dml.data.index import ImageIndex
-from dml.errors import ConfigurationError, Interrupted, Problem, RunError
+from dml.errors import ConfigurationError, Interrupted, NoneWhole, Problem, RunError
 from dml.run_directory import locked, resumable
 
 log = logging.getLogger("dml")
@@ -197,6 +197,8 @@ def train_one(composed: Composed, index: ImageIndex) -> int:
             run.train(composed, index)
     except Interrupted as stopped:
         return say_stopped(composed, stopped)
+    except NoneWhole:
+        raise
     except RunError as error:
         if (checkpoint := last_checkpoint(composed)) is None:
             raise

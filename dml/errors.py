@@ -58,3 +58,7 @@ class Interrupted(BaseException):
 
 class RunError(Exception):
     """A run that began cannot go on: an unreadable image, a loss that is not finite. Exit code 1."""
+
+
+class NoneWhole(RunError):
+    """Every checkpoint that a run could go on from is damaged."""

@@ -192,7 +192,8 @@ def without_memory(error: Exception) -> bool:
 
 def of_memory(config: DictConfig, stage: str, error: Exception) -> str:
     """Which options take memory, with their values of now."""
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) or "CUBLAS" in str(error)
+    of_cuda = any(word in str(error) for word in ("CUDA", "CUBLAS"))
+    on_gpu = of_cuda or isinstance(error, torch.OutOfMemoryError)
     lower, more = [], []
     if stage == "training":
         sizes = {key: config.sampler[key] for key in BATCH_OPTIONS if key in config.sampler}

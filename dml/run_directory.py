@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dml.errors import RunError
+from dml.errors import ConfigurationError, Problem, RunError
 
 log = logging.getLogger("dml")
 
@@ -31,13 +31,15 @@ def locked(directory: Path, *, waits: bool = False) -> Iterator[None]:
 
     The lock is the process's own, not its workers': it is gone with the process, however that ends.
 
-    waits: for another process to leave it.  Else raises RunError if there is one.
+    waits: for another process to leave it.  Else raises RunError if there is one.  Raises
+    ConfigurationError: it cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / LOCK).open("w")
     except OSError as error:
-        raise RunError(f"{directory} cannot be written ({error.strerror}).") from error
+        what = f"cannot be written ({error.strerror}). Choose another directory."
+        raise ConfigurationError([Problem(f"run_dir={directory}", what)]) from error
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

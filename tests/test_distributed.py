@@ -54,11 +54,12 @@ CASES = {
     ),
     # A loss with parameters over pairs, a miner that draws at random.
     "miner": ("loss=margin", "miner=distance_weighted", *CLASSES, *FROZEN),
-    # Each process's part in chunks of its own, with all that makes more passes or more weights of it.
+    # Each process's part in chunks of its own, with all that makes more passes or more weights of it. Not
+    # clipped: that would forgive a gradient of the wrong length.
     "chunks": (
         *("loss=circle", *CLASSES, *FROZEN, "trainer.batch_chunks=2", "averaging=ema"),
         *("memory=xbm", "memory.size=40", "memory.start_step=2"),
-        *("optimizer.sam_rho=0.05", "trainer.gradient_clip_val=0.1"),
+        "optimizer.sam_rho=0.05",
     ),
 }
 MORE = {
@@ -78,6 +79,10 @@ MORE = {
     "looked at": ("loss=arcface", *IMAGES, *FROZEN, "callbacks=forensics", "callbacks.every=2"),
     # 12 images in 3 processes and 4 chunks are one image a chunk.
     "plain chunks": ("loss=smooth_ap", *CLASSES, *FROZEN, "trainer.batch_chunks=4"),
+    "clipped chunks": (
+        *("loss=circle", *CLASSES, *FROZEN, "trainer.batch_chunks=2"),
+        *("optimizer.sam_rho=0.05", "trainer.gradient_clip_val=0.1"),
+    ),
     "chunks of a share": ("loss=proxy_nca", *IMAGES, *FROZEN, "trainer.batch_chunks=2"),
     "swa": ("loss=contrastive", *CLASSES, "averaging=swa", "averaging.start=0.5"),
 }
