@@ -293,7 +293,7 @@ def test_queries_against_a_gallery(finished):
     found = page_evaluation.evaluate(finished)
     is_query = np.arange(len(found.embedded)) % 2 == 0
     embedded = replace(found.embedded, is_query=is_query)
-    config = page_evaluation.config_of(found.finished, {})
+    config = page_evaluation.config_of(found.finished, finished, {})
     results = {name: measure.measure(embedded, config) for name in page_evaluation.ENCODERS}
     finished_record = json.loads(json.dumps(found.finished))
     finished_record["data"]["splits"]["test"] |= {"queries": 20, "gallery": 20}
