@@ -104,6 +104,7 @@ def test_two_halves_make_the_same_average_as_one_run(rule, tmp_path):
     assert_resumes(partial(make_module, averaging=rule, lr=0.1), tmp_path)
 
 
+@pytest.mark.slow  # that the averages are in a checkpoint: test_survival.py
 def test_a_run_that_was_stopped_has_the_same_average(cache, tmp_path, monkeypatch):
     """Stopped within an epoch, with SAM and a memory; the records say the same of both kinds of weights."""
     changed = ("averaging=ema", "optimizer.sam_rho=0.05", "memory=xbm")

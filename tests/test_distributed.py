@@ -53,8 +53,6 @@ CASES = {
         *("loss=contrastive", *CLASSES, *FROZEN),
         *("memory=xbm", "memory.size=40", "memory.start_step=2"),
     ),
-    # A loss with parameters over pairs, a miner that draws at random.
-    "miner": ("loss=margin", "miner=distance_weighted", *CLASSES, *FROZEN),
     # Each process's part in chunks of its own, with all that makes more passes or more weights of it. Not
     # clipped: that would forgive a gradient of the wrong length.
     "chunks": (
@@ -64,6 +62,8 @@ CASES = {
     ),
 }
 MORE = {
+    # A loss with parameters over pairs, a miner that draws at random.
+    "miner": ("loss=margin", "miner=distance_weighted", *CLASSES, *FROZEN),
     "multi_similarity": ("loss=multi_similarity", *CLASSES, *FROZEN),
     "circle": ("loss=circle", *CLASSES, *FROZEN, "averaging=ema"),
     "lifted": ("loss=lifted_structure", *CLASSES, *FROZEN, "trainer.gradient_clip_val=0.1"),
@@ -275,6 +275,7 @@ def curve(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_leaves_the_run_of_one(cache, tmp_path):
     """Through the command line: one record, log and curve, and the numbers of one process."""
     alone = run.train(*cli.checked(digits(cache, tmp_path / "one")))

@@ -448,15 +448,9 @@ def three_epochs(cache, tmp_path_factory) -> Path:
 THREE = ("loss=proxy_nca", "trainer.max_epochs=3", "loader.eval_batch_size=100")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("validation", "batch", "workers"),
-    [
-        (1, 2, 2),
-        *(
-            pytest.param(*more, marks=pytest.mark.slow)
-            for more in ((1, 0, 0), (1, -1, 0), (2, 1, 0), (3, -1, 0))
-        ),
-    ],
+    ("validation", "batch", "workers"), [(1, 2, 2), (1, 0, 0), (1, -1, 0), (2, 1, 0), (3, -1, 0)]
 )
 def test_a_run_stopped_within_a_validation_resumes_to_the_same_result(
     validation, batch, workers, cache, tmp_path, monkeypatch, three_epochs
@@ -682,6 +676,7 @@ def test_a_full_dev_shm_is_told_from_a_killed_worker():
 # ---------------------------------------------------------------- disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(cache, tmp_path, monkeypatch):
     typed = words(cache, tmp_path / "run", "loss=proxy_nca")
     with monkeypatch.context() as patch:

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from dml.data.files import visible
 from dml.data.progress import byte_bar
@@ -115,8 +115,8 @@ def tar_members(raw: IO[bytes]) -> Iterator[Member]:
     """Files and directories of a tar archive, packed or not.  Raises RunError at anything else."""
     packed = raw.read(len(GZIP)) == GZIP
     raw.seek(0)
-    stream = gzip.GzipFile(fileobj=raw) if packed else raw
-    with tarfile.open(fileobj=InBlocks(stream), mode="r:") as tar:
+    stream: Any = InBlocks(gzip.GzipFile(fileobj=raw) if packed else raw)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         for info in tar:
             if not (info.isreg() or info.isdir()):
                 refuse(info.name, "a link" if info.issym() or info.islnk() else "a device")
@@ -128,7 +128,7 @@ def tar_members(raw: IO[bytes]) -> Iterator[Member]:
 class InBlocks:
     """A stream of which nobody reads much at once: a header may claim any length, and would fill memory."""
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile):
         self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
 
     def read(self, size: int) -> bytes:

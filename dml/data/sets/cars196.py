@@ -204,10 +204,10 @@ def read_mat(source: Source, directory: Path, variable: str, *candidates: str) -
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[variable])[variable])
     except Exception as error:  # a damaged .mat fails in any way; each means: not a whole file
+        if isinstance(error, KeyError) and error.args == (variable,):
+            raise source.refused(f"{path} is another file: it has no {variable}.") from error
         reason = f"{type(error).__name__}: {error}"
         raise source.refused(f"cannot read {path} ({reason:.200}). Get it again.") from error
-    except KeyError as error:
-        raise source.refused(f"{path} is another file: it has no {variable}.") from error
 
 
 def read_csv(source: Source, path: Path) -> list[list[str]]:
