@@ -105,15 +105,22 @@ def loss(config: DictConfig) -> "nn.Module":
     """The loss module."""
     parts = loss_parts(config)
     if "loss" in parts:
-        return build(config.loss, *LOSS_ONLY)
+        return one_loss(config.loss)
     kind = schema_of(config, "miner").kind
     return build(
         config.loss,
         *loss_schemas.Sum.parts,
-        losses=[build(OmegaConf.select(config, key), *LOSS_ONLY) for key in parts],
+        losses=[one_loss(OmegaConf.select(config, key)) for key in parts],
         takes_miner=[kind in schema.miners for schema in parts.values()],
         takes_reference=[schema.takes_reference for schema in parts.values()],
     )
+
+
+def one_loss(node: DictConfig) -> "nn.Module":
+    """One loss, and within it the classification loss whose logits it weighs (focal)."""
+    if "classifier" not in node:
+        return build(node, *LOSS_ONLY)
+    return build(node, "classifier", *LOSS_ONLY, classifier=build(node.classifier))
 
 
 def miner(config: DictConfig) -> Any:

@@ -2,7 +2,9 @@
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
+from dml import build
 from dml.config import check, compose
 from dml.data.index import SPLITS
 
@@ -50,6 +52,7 @@ def test_every_loss_composes_and_brings_its_groups(loss):
     assert {"sampler", "miner", "backbone", "trainer"} <= {c.group for c in composed.choices}
     composed.config.data.root = "x"
     assert not check.rules(composed)
+    assert isinstance(build.loss(composed.config), nn.Module)  # also those built of others
 
 
 @pytest.mark.parametrize("step", files("post"))

@@ -85,7 +85,7 @@ def needed(name: str, tmp_path: Path) -> list[str]:
         weights = tmp_path / "weights.safetensors"
         weights.touch()
         words.append(f"backbone.weights={weights}")
-    if name.startswith("reality_check_"):
+    if name.startswith(("reality_check_", "birds100_kfold_")):
         words.append("data.fold=1")
     return words
 
